@@ -1,0 +1,36 @@
+"""What differs between devices: whether one is there, waiting for it, and its clocks."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+DEVICES = ("cpu", "cuda")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check(device: str) -> None:
+    """Refuse a device that this machine lacks; creates no CUDA context, so a fork may follow.
+
+    Raises:
+        ValueError: an unknown device, or CUDA without a GPU.
+    """
+    if device not in DEVICES:
+        raise ValueError(f"device={device!r}: use one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+        raise ValueError(f"device=cuda: torch {torch.__version__} ({build} build) finds no GPU here; use device=cpu")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until everything that was launched on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,90 @@
+"""What is known about a metric's column: words, unit, which way is better, and how changes are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from harness.metrics.names import split_column
+
+Unit = Literal["fraction", "bytes", "s", "tokens/s", "flop", "count", "bits", "nats", ""]
+Better = Literal["higher", "lower", ""]
+#: `points`: difference in hundredths; `absolute`: difference in the unit; `log_ratio`: log of the ratio.
+Scale = Literal["points", "absolute", "log_ratio", ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A column's meaning.
+
+    Args:
+        scale: how an effect on it is told; empty for what is no outcome (a floor, a count of tokens).
+    """
+
+    name: str
+    label: str
+    unit: Unit = ""
+    better: Better = ""
+    scale: Scale = ""
+
+
+def _cost(name: str, label: str, unit: Unit) -> Metric:
+    return Metric(name=name, label=label, unit=unit, better="lower", scale="log_ratio")
+
+
+KNOWN = {
+    metric.name: metric
+    for metric in (
+        Metric(name="accuracy", label="accuracy", unit="fraction", better="higher", scale="points"),
+        Metric(name="bits_per_byte", label="bits per byte", unit="bits", better="lower", scale="absolute"),
+        Metric(name="loss", label="evaluation loss", unit="nats", better="lower", scale="absolute"),
+        _cost("peak_alloc_bytes", "peak memory", "bytes"),
+        _cost("saved_bytes", "saved for backward", "bytes"),
+        _cost("peak_rss_bytes", "peak resident memory", "bytes"),
+        _cost("peak_reserved_bytes", "peak reserved memory", "bytes"),
+        Metric(name="tokens_per_s", label="throughput", unit="tokens/s", better="higher", scale="log_ratio"),
+        _cost("step_s", "step time", "s"),
+        _cost("forward_s", "forward time", "s"),
+        _cost("backward_s", "backward time", "s"),
+        _cost("optimizer_s", "optimizer time", "s"),
+        _cost("flops", "FLOPs per step", "flop"),
+        _cost("operators", "operators per step", "count"),
+        Metric(name="parameters", label="parameters", unit="count"),
+        Metric(name="final_loss", label="final training loss", unit="nats", better="lower"),
+        Metric(name="chance_accuracy", label="chance", unit="fraction"),
+        Metric(name="majority_accuracy", label="majority", unit="fraction"),
+    )
+}
+
+_UNIT_BY_SUFFIX: tuple[tuple[str, Unit], ...] = (
+    ("_tokens_per_s", "tokens/s"),
+    ("_bytes", "bytes"),
+    ("_s", "s"),
+    ("_accuracy", "fraction"),
+    ("_nats", "nats"),
+)
+
+
+def describe(column: str) -> Metric:
+    """The meaning of a column; a name nobody knows gets its unit from its suffix."""
+    name, phase, setting = split_column(column)
+    known = KNOWN.get(name)
+    if known is None:
+        known = Metric(name=name, label=name.replace("_", " "), unit=_unit(name))
+    words = [known.label]
+    if phase:
+        words.append(phase)
+    words.extend(f"{key}={value}" for key, value in setting.items())
+    return replace(known, name=column, label=", ".join(words))
+
+
+def _unit(name: str) -> Unit:
+    for suffix, unit in _UNIT_BY_SUFFIX:
+        if name.endswith(suffix):
+            return unit
+    return ""
+
+
+def effect_columns() -> tuple[str, ...]:
+    """The columns whose change by a factor is worth telling, in the order of the tables."""
+    return tuple(name for name, metric in KNOWN.items() if metric.scale)

@@ -1,0 +1,32 @@
+"""How a quantity, its phase and its evaluation setting become one column name."""
+
+from __future__ import annotations
+
+from harness.record import At
+
+#: Keys of an evaluation setting come in this order; any other key follows by name.
+AT_ORDER = ("n_hashes", "attention", "hashing", "hash_seed")
+
+
+def column_name(metric: str, *, phase: str | None = None, at: At | None = None) -> str:
+    """`metric`, `metric.phase`, `metric@key=value,key=value`."""
+    name = metric if phase is None else f"{metric}.{phase}"
+    if not at:
+        return name
+    known = [key for key in AT_ORDER if key in at]
+    rest = sorted(key for key in at if key not in AT_ORDER)
+    return f"{name}@{','.join(f'{key}={at[key]}' for key in [*known, *rest])}"
+
+
+def pooled(at: At) -> At:
+    """The setting with its hash seed left out: those are replicates of one setting."""
+    rest = {key: value for key, value in at.items() if key != "hash_seed"}
+    return rest or dict(at)
+
+
+def split_column(column: str) -> tuple[str, str | None, dict[str, str]]:
+    """The parts of a column name: metric, phase, setting (values as text)."""
+    name, _, setting = column.partition("@")
+    metric, _, phase = name.partition(".")
+    pairs = (pair.partition("=") for pair in setting.split(",") if pair)
+    return metric, phase or None, {key: value for key, _, value in pairs}

@@ -1,0 +1,83 @@
+"""How good the model is: accuracy, loss and bits per byte from sums over the fixed evaluation set."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+from harness.metrics.names import column_name, pooled
+from harness.record import At, TrialRecord
+
+#: Samples that become columns here.
+METRICS = frozenset({"correct", "scored", "nll_nats"})
+QUALITIES = ("accuracy", "bits_per_byte")
+
+
+def columns(record: TrialRecord) -> dict[str, float]:
+    """Quality as trained, then under every other evaluation setting, pooled over hash seeds."""
+    sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    settings: dict[str, At] = {}
+    for sample in record.samples:
+        if sample.metric in METRICS:
+            at = pooled(sample.at)
+            key = column_name("", at=at)
+            settings[key] = at
+            sums[key][sample.metric] += sum(sample.values)
+    result: dict[str, float] = {}
+    for key in sorted(settings, key=lambda name: (name != "", name)):
+        for metric, value in _ratios(sums[key], in_bits=quality_of(record) == "bits_per_byte").items():
+            result[column_name(metric, at=settings[key])] = value
+    final = _final_loss(record)
+    if final is not None:
+        result["final_loss"] = final
+    for floor in ("chance_accuracy", "majority_accuracy"):
+        known = record.theory.get(floor)
+        if isinstance(known, (int, float)):
+            result[floor] = float(known)
+    return result
+
+
+def quality_of(record: TrialRecord) -> str:
+    """The column that says how good this trial is: `accuracy` or `bits_per_byte`."""
+    named = record.theory.get("quality")
+    return named if named in QUALITIES and isinstance(named, str) else "accuracy"
+
+
+def by_hash_seed(record: TrialRecord) -> dict[str, tuple[float, ...]]:
+    """The quality under each hash seed, for every setting that was evaluated with several."""
+    quality = quality_of(record)
+    sums: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for sample in record.samples:
+        if sample.metric in METRICS and "hash_seed" in sample.at:
+            column = column_name(quality, at=pooled(sample.at))
+            sums[column, str(sample.at["hash_seed"])][sample.metric] += sum(sample.values)
+    result: dict[str, list[float]] = defaultdict(list)
+    for (column, _), parts in sums.items():
+        ratios = _ratios(parts, in_bits=quality == "bits_per_byte")
+        if quality in ratios:
+            result[column].append(ratios[quality])
+    return {column: tuple(values) for column, values in result.items() if len(values) > 1}
+
+
+def _ratios(sums: dict[str, float], *, in_bits: bool) -> dict[str, float]:
+    scored = sums.get("scored", 0.0)
+    if not scored > 0:
+        return {}
+    result = {}
+    if "correct" in sums:
+        result["accuracy"] = sums["correct"] / scored
+    if "nll_nats" in sums:
+        result["loss"] = sums["nll_nats"] / scored
+        if in_bits:
+            result["bits_per_byte"] = result["loss"] / math.log(2)
+    return result
+
+
+def _final_loss(record: TrialRecord) -> float | None:
+    losses = record.series.get("train", {}).get("loss", [])
+    if losses:
+        return float(losses[-1])
+    try:
+        return float.fromhex(record.outcome.checksum)
+    except ValueError:
+        return None

@@ -1,0 +1,102 @@
+"""Quality, memory and throughput against each swept factor, other things being equal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from harness.design import Factor, by_task, design_of, quality_column
+from harness.effects import match_keys, matched
+from harness.formatting import plain, short_name
+from harness.metrics.catalogue import describe
+from harness.plots import style
+from harness.plots.plot import Plot
+from harness.plots.units import axis_label, in_axis_units
+from harness.statistics import matched_means
+
+#: More lines than this would be a grey wall: the rest is in the mean.
+_MAX_LINES = 200
+
+
+def draw(trials: pd.DataFrame, *, factors: Mapping[str, Sequence[str]] | None = None) -> list[Plot]:
+    """One figure for each task and swept factor."""
+    plots = []
+    for task, part in by_task(trials):
+        design = design_of(part, factors=factors)
+        for factor in design.factors:
+            keys = match_keys(part, factor=factor, cell_keys=design.cell_keys)
+            plot = _draw(part, task=task, factor=factor, keys=keys)
+            if plot is not None:
+                plots.append(plot)
+    return plots
+
+
+def _draw(trials: pd.DataFrame, *, task: str, factor: Factor, keys: Sequence[str]) -> Plot | None:
+    wanted = [quality_column(trials), "peak_alloc_bytes", "tokens_per_s"]
+    tables = {}
+    for name in wanted:
+        if name is None or name not in trials.columns:
+            continue
+        cells = matched(trials, factor=factor, keys=keys, metric=name)
+        if cells.notna().any().sum() > 1:
+            tables[name] = in_axis_units(cells, unit=describe(name).unit)
+    if not tables:
+        return None
+    figure, all_axes = style.panels(len(tables), width=3.3 * len(tables))
+    complete = [
+        _panel(axes, cells=cells, factor=factor, name=name)
+        for axes, (name, cells) in zip(all_axes, tables.items(), strict=True)
+    ]
+    words = [describe(name).label for name in tables]
+    return Plot(
+        name=f"factor-{task}-{factor.name}",
+        section="factors",
+        task=task,
+        title=f"{plain(factor.name, limit=60)} ({plain(task, limit=40)})",
+        caption=(
+            f"Thin lines: trials equal in everything but {plain(factor.name, limit=60)}. Thick line: mean of "
+            f"the {min(complete)} cells measured at every level, with the 95 % interval of the comparison "
+            "within cells (none for a single cell)."
+        ),
+        alt=f"{', '.join(words)} on the task {task} at {factor.name} = {', '.join(factor.levels)}",
+        figure=figure,
+    )
+
+
+def _panel(axes: Axes, *, cells: pd.DataFrame, factor: Factor, name: str) -> int:
+    """Draw one metric; hands back how many cells have it at every level."""
+    metric = describe(name)
+    positions = np.arange(len(factor.levels))
+    values = cells.to_numpy(dtype=float)
+    for row in values[:_MAX_LINES]:
+        axes.plot(positions, row, color=style.MUTED, alpha=0.35, linewidth=0.9, marker=".", markersize=4)
+    whole = values[np.isfinite(values).all(axis=1)]
+    if len(whole):
+        means, halves = matched_means(whole)
+        axes.errorbar(
+            positions,
+            means,
+            yerr=None if np.isnan(halves).any() else halves,
+            color=style.COLOURS[0],
+            marker="o",
+            markersize=6,
+            capsize=3,
+            markeredgecolor=style.PAPER,
+            zorder=3,
+        )
+    axes.set_xticks(positions, [plain(level, limit=16) for level in factor.levels])
+    if len(factor.levels) * max(len(level) for level in factor.levels) > 28:
+        axes.tick_params(axis="x", rotation=20)
+    axes.set_xlim(-0.35, len(positions) - 0.65)
+    axes.set_xlabel(short_name(factor.name))
+    axes.set_title(axis_label(metric))
+    axes.grid(visible=False, axis="x")
+    if metric.unit != "fraction" and metric.unit != "bits":
+        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.10g}"))
+    return len(whole)

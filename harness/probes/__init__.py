@@ -1,0 +1,8 @@
+"""What watches a running step: its time, its memory and its cost, one idea a file."""
+
+from harness.probes.cost import Counter
+from harness.probes.memory import CpuAllocator, CudaAllocator, ResidentPeak
+from harness.probes.probe import Blind, Probe
+from harness.probes.time import Stopwatch
+
+__all__ = ["Blind", "Counter", "CpuAllocator", "CudaAllocator", "Probe", "ResidentPeak", "Stopwatch"]

@@ -1,0 +1,32 @@
+"""What the parent and the measuring process agree on: JSON lines over a pipe, one a message.
+
+The parent imports neither torch nor `reformer`, the measuring process neither Hydra nor pandas; this
+module is all they share besides the record.
+
+    greeting  {"protocol": 1, "harness": path of the loaded package}
+    decode    {"op": "decode", "configs": [plain dicts], "check_device": bool}
+              → {"results": [{"spec": {…}, "trial_id": "…"} | {"error": "one line", "trial_id": "…"}]}
+    run       {"op": "run", "spec": {…}, "out": path, "log": path, "memory_limit_gib": number | null}
+              → {"pid": n} at once, then {"exit": code | null, "signal": n | null, "oom_kill": bool}
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+
+#: Raised whenever a message changes its meaning.
+PROTOCOL = 1
+
+#: What a line of the log starts with that is the trial's word on how far it is.
+PROGRESS_PREFIX = "progress: "
+
+#: What allocators, the kernel and the C++ runtime say when memory ran out.
+OUT_OF_MEMORY = re.compile(
+    r"can(?:'|no)t allocate memory|not enough memory|out of memory|bad_alloc", re.IGNORECASE
+)
+
+
+def now() -> str:
+    """This moment as records write it: ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,101 @@
+"""The report of a study: tables, figures, a page and a Markdown file under `report/`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from harness import aggregate, effects, store
+from harness.arguments import parser_for
+from harness.errors import EXIT_OK, HarnessError, UsageError
+from harness.plots import draw_all, style
+from harness.report import render
+from harness.report.document import Picture
+from harness.report.sections import Placed, Study, document
+
+__all__ = ["build", "main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`harness report STUDY`: (re)build everything under `report/`, and say where it is."""
+    parser = parser_for(
+        "report",
+        description="(Re)build tables, figures and report.html from the records of a study.",
+        examples=("harness report quick", "harness report results/mine"),
+    )
+    parser.add_argument("study", help="name of the study, or its folder")
+    try:
+        options = parser.parse_args(argv)
+        path = build(store.open_study(options.results_dir, options.study).path)
+    except HarnessError as error:
+        print(f"harness report: {error}", file=sys.stderr)
+        return error.exit_code
+    print(path)
+    return EXIT_OK
+
+
+def build(study_path: Path) -> Path:
+    """Write the report of a study, whatever state it is in; hands back the path of `report.html`.
+
+    Raises:
+        UsageError: there is no study, or its folder cannot be written to.
+    """
+    folder = store.Study(Path(study_path))
+    if not folder.trials.is_dir():
+        raise UsageError(f"no study at {folder.path} (it has no folder trials/)")
+    study = _read(folder)
+    try:
+        return _write(study, report=folder.report)
+    except OSError as error:
+        raise UsageError(f"cannot write the report to {folder.report}: {error.strerror or error}") from error
+
+
+def _read(folder: store.Study) -> Study:
+    records, unreadable = folder.scan()
+    info = folder.read_info()
+    factors = aggregate.typed_levels(info)
+    trials = aggregate.table(records, study=folder.path.resolve().name, factors=factors)
+    return Study(
+        name=folder.path.resolve().name,
+        info=info,
+        records=records,
+        unreadable=unreadable,
+        trials=trials,
+        effects=effects.effects(trials, factors=factors),
+        factors=factors,
+    )
+
+
+def _write(study: Study, *, report: Path) -> Path:
+    figures = report / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    for old in (*figures.glob("*.svg"), *figures.glob("*.png")):
+        old.unlink()
+    _write_tables(study, report=report)
+    pictures = []
+    for plot in draw_all(study.trials, records=study.records, factors=study.factors):
+        svg = style.save(plot.figure, folder=figures, name=plot.name)
+        picture = Picture(name=plot.name, title=plot.title, caption=plot.caption, alt=plot.alt, svg=svg)
+        pictures.append(Placed(section=plot.section, task=plot.task, picture=picture))
+    whole = document(study, pictures=pictures)
+    store.write_atomically(report / "report.md", render.markdown(whole))
+    page = report / "report.html"
+    store.write_atomically(page, render.html(whole))
+    return page
+
+
+def _write_tables(study: Study, *, report: Path) -> None:
+    summary = aggregate.summary(study.trials, records=study.records, factors=study.factors)
+    for name, frame in (("trials", study.trials), ("summary", summary), ("effects", study.effects)):
+        store.write_atomically(report / f"{name}.csv", frame.to_csv(index=False))
+    _write_parquet(study.trials, path=report / "trials.parquet")
+    _write_parquet(aggregate.samples(study.records), path=report / "samples.parquet")
+
+
+def _write_parquet(frame: pd.DataFrame, *, path: Path) -> None:
+    # An all-empty column has no type that Parquet could keep; as text it is at least there.
+    empty = [name for name in frame.columns if frame[name].dtype == object]
+    frame.astype(dict.fromkeys(empty, "str")).to_parquet(path, index=False)

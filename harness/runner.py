@@ -1,0 +1,343 @@
+"""Run one trial and store its record, whatever happens to it.
+
+A trial is claimed before it runs, so that two sweeps over one study share the work instead of doing it
+twice. A claim is a file made with O_EXCL that says who runs the trial; it is dead when that process is
+gone, and then anybody may take it over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.environment import host_environment
+from harness.plan import Placement, Plan, PlannedTrial
+from harness.protocol import OUT_OF_MEMORY, now
+from harness.record import Measurement, Outcome, RecordError, TrialRecord, measurement_from_json
+from harness.server import Ending, ForkServer, ServerError
+from harness.store import Study
+
+_LOG_LINES = 20
+#: How long after its time limit a claim of another machine still counts, and what counts without one.
+_FOREIGN_GRACE_S = 60.0
+_FOREIGN_LIMIT_S = 24 * 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One trial to run.
+
+    Args:
+        spec: the encoded spec; its id is `trial_id`.
+        planned_at: when the sweep was planned (ISO 8601, UTC): a record that is younger was made by
+            another sweep in the meantime, and is as good as ours.
+    """
+
+    placement: Placement
+    trial_id: str
+    cell: Mapping[str, Any]
+    spec: Mapping[str, Any]
+    planned_at: str = ""
+
+    @property
+    def study(self) -> Study:
+        return self.placement.study
+
+
+def run_trial(job: Job, *, server: ForkServer) -> TrialRecord | None:
+    """Measure one trial and store its record; None if another process is at it.
+
+    Raises:
+        OSError: the record could not be written.
+    """
+    with claimed(job.study, job.trial_id, timeout_s=job.placement.timeout_s) as mine:
+        if not mine:
+            return None
+        record = _made_meanwhile(job)
+        if record is None:
+            record = _measure(job, server)
+            job.study.write(record)
+        return record
+
+
+def record_failure(job: Job, message: str, *, code: str) -> TrialRecord:
+    """Store that a trial could not even be started."""
+    record = TrialRecord(
+        trial_id=job.trial_id,
+        experiment=job.placement.experiment,
+        cell=job.cell,
+        code=code,
+        spec=job.spec,
+        outcome=Outcome(status="error", message=message),
+        environment=host_environment(),
+        started_at=now(),
+    )
+    job.study.write(record)
+    return record
+
+
+def record_invalid(plan: Plan, trial: PlannedTrial) -> None:
+    """Store that a cell of a sweep cannot be run, unless that is known already."""
+    with contextlib.suppress(RecordError):
+        known = plan.placement.study.read(trial.trial_id)
+        if known is not None and known.code == plan.code and known.outcome.message == trial.reason:
+            return
+    record = TrialRecord(
+        trial_id=trial.trial_id,
+        experiment=plan.placement.experiment,
+        cell=trial.cell,
+        code=plan.code,
+        spec=trial.spec,
+        outcome=Outcome(status="invalid", message=trial.reason),
+        environment=host_environment(),
+        started_at=now(),
+    )
+    plan.placement.study.write(record)
+
+
+def forget_invalid(plan: Plan) -> None:
+    """Delete the records, which hold no measurement, of cells that were invalid and have become valid."""
+    earlier = plan.placement.study.read_info().get("overrides", {})
+    valid = {trial.overrides for trial in plan.trials if trial.state != "invalid"}
+    planned = {trial.trial_id for trial in plan.trials}
+    for trial_id, overrides in earlier.items():
+        if trial_id not in planned and tuple(overrides) in valid:
+            with contextlib.suppress(RecordError):
+                record = plan.placement.study.read(trial_id)
+                if record is not None and record.outcome.status == "invalid":
+                    plan.placement.study.record_path(trial_id).unlink(missing_ok=True)
+
+
+def _made_meanwhile(job: Job) -> TrialRecord | None:
+    if not job.planned_at:
+        return None
+    with contextlib.suppress(RecordError):
+        record = job.study.read(job.trial_id)
+        if record is not None and record.started_at >= job.planned_at:
+            return record
+    return None
+
+
+def _measure(job: Job, server: ForkServer) -> TrialRecord:
+    started_at, start = now(), time.monotonic()
+    out = server.scratch() / f"{job.trial_id}.measurement.json"
+    log = job.study.log_path(job.trial_id)
+    out.unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
+    try:
+        ending = server.run(
+            job.spec,
+            out=out,
+            log=log,
+            timeout_s=job.placement.timeout_s,
+            memory_limit_gib=job.placement.memory_limit_gib,
+        )
+        measurement = _measurement_after(ending, out, log, timeout_s=job.placement.timeout_s)
+    except ServerError as error:
+        status = "error" if error.signal is None else "killed"
+        outcome = Outcome(status=status, message=str(error), signal=error.signal, stderr=log_tail(log))
+        measurement = Measurement(outcome=outcome)
+    return TrialRecord(
+        trial_id=job.trial_id,
+        experiment=job.placement.experiment,
+        cell=job.cell,
+        code=server.code,
+        spec=job.spec,
+        outcome=measurement.outcome,
+        environment={**host_environment(), **measurement.environment, "server_id": server.id},
+        samples=measurement.samples,
+        series=measurement.series,
+        theory=measurement.theory,
+        started_at=started_at,
+        duration_s=round(time.monotonic() - start, 3),
+    )
+
+
+def _measurement_after(ending: Ending, out: Path, log: Path, *, timeout_s: float | None) -> Measurement:
+    """What the child measured, or how it ended without."""
+    if ending.exit == 0:
+        try:
+            measurement = measurement_from_json(out.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            outcome = Outcome(status="error", message="the trial left (exit code 0) without a measurement")
+        except (OSError, RecordError) as error:
+            outcome = Outcome(status="error", message=str(error))
+        else:
+            if measurement.outcome.status == "ok":
+                return measurement
+            return replace(measurement, outcome=replace(measurement.outcome, stderr=log_tail(log)))
+    else:
+        outcome = _violent_end(ending, log, timeout_s=timeout_s)
+    return Measurement(outcome=replace(outcome, stderr=log_tail(log)))
+
+
+def _violent_end(ending: Ending, log: Path, *, timeout_s: float | None) -> Outcome:
+    """The outcome of a child that could not say anything itself."""
+    last = ending.last_rss_bytes
+    if ending.timed_out and ending.signal == signal.SIGKILL:
+        message = f"killed after timeout_s={timeout_s:g}"
+        return Outcome(status="timeout", message=message, rss_bytes_at_death=last)
+    if ending.oom_kill and ending.signal == signal.SIGKILL:
+        message = "cpu: killed by the kernel, which had no memory left"
+        return Outcome(status="out_of_memory", message=message, signal=ending.signal, rss_bytes_at_death=last)
+    words = next((line for line in reversed(log_tail(log)) if OUT_OF_MEMORY.search(line)), None)
+    if words is not None and ending.signal != signal.SIGKILL:
+        return Outcome(
+            status="out_of_memory",
+            message=f"cpu: {words.strip()}",
+            signal=ending.signal,
+            rss_bytes_at_death=last,
+        )
+    if ending.signal is None:
+        return Outcome(
+            status="error", message=f"the trial left (exit code {ending.exit}) without a measurement"
+        )
+    name = signal.Signals(ending.signal).name
+    return Outcome(
+        status="killed", message=f"killed by {name}", signal=ending.signal, rss_bytes_at_death=last
+    )
+
+
+def log_tail(log: Path, *, lines: int = _LOG_LINES) -> tuple[str, ...]:
+    """The last lines that a trial printed, whatever bytes they are."""
+    try:
+        with log.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - 16_384))
+            text = stream.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ()
+    return tuple(line[:500] for line in text.splitlines()[-lines:])
+
+
+# Claims
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """Who runs a trial.
+
+    Args:
+        host: name of the machine.
+        boot: the kernel's id of this boot; a process number means nothing after the next one.
+        started_at: seconds since the epoch.
+        timeout_s: the trial's own time limit.
+    """
+
+    host: str
+    pid: int
+    boot: str
+    started_at: float
+    timeout_s: float | None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the trial may still be running."""
+        if self.host != platform.node():
+            limit = _FOREIGN_LIMIT_S if self.timeout_s is None else self.timeout_s
+            return time.time() - self.started_at < limit + _FOREIGN_GRACE_S
+        return self.boot == _boot_id() and _process_is_older(self.pid, self.started_at)
+
+
+@contextlib.contextmanager
+def claimed(study: Study, trial_id: str, *, timeout_s: float | None) -> Iterator[bool]:
+    """Hold a trial while it runs; the value is False if somebody else does."""
+    path = claim_path(study, trial_id)
+    mine = Claim(
+        host=platform.node(), pid=os.getpid(), boot=_boot_id(), started_at=time.time(), timeout_s=timeout_s
+    )
+    if not _take(path, mine):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def claim_path(study: Study, trial_id: str) -> Path:
+    """Where the claim of a trial lies."""
+    return study.trials / f"{trial_id}.claim"
+
+
+def read_claim(path: Path) -> Claim | None:
+    """Who holds a trial; None if nobody does or the file cannot be understood."""
+    try:
+        return Claim(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _take(path: Path, claim: Claim) -> bool:
+    """Make the claim file, in place of a dead one if need be."""
+    if _create(path, claim):
+        return True
+    if not _is_dead(path):
+        return False
+    # One at a time: whoever removes a dead claim must not remove the live one that another put there.
+    with _takeover_lock(path.parent):
+        if not _is_dead(path):
+            return False
+        path.unlink(missing_ok=True)
+        return _create(path, claim)
+
+
+@contextlib.contextmanager
+def _takeover_lock(folder: Path) -> Iterator[None]:
+    with (folder / ".takeover.lock").open("w") as stream:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _create(path: Path, claim: Claim) -> bool:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        json.dump(asdict(claim), stream)
+    return True
+
+
+def _is_dead(path: Path) -> bool:
+    holder = read_claim(path)
+    if holder is not None:
+        return not holder.alive
+    return not _is_fresh(path)  # nobody's, or torn; a fresh one is being written this moment
+
+
+def _is_fresh(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime < 10.0
+    except FileNotFoundError:
+        return False
+
+
+def _process_is_older(pid: int, moment: float) -> bool:
+    """Whether the process exists and is not a later one that got the same number."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= moment + 1.0
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,233 @@
+"""What one trial is: the intent, decoded and checked, executed elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.devices import DEVICES, DTYPES
+from harness.tasks.task import Task
+from harness.workloads.workload import Workload
+from reformer import HashFamily, ReformerConfig
+from reformer.attention.modules import Attending
+from reformer.config import ATTENTION_KINDS
+from reformer.hashing import Buckets
+
+OPTIMIZERS = ("adamw", "adam", "sgd")
+CONTROLS = ("full", "random", "knock_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """The `attention` group: which attention, and the switches of the LSH kind (see `reformer.lsh_attention`)."""
+
+    kind: str
+    n_hashes: int
+    n_buckets: Buckets | None
+    chunk_length: int
+    n_chunks_before: int
+    n_chunks_after: int | None
+    causality: str
+    duplicates: str
+    seams: str
+    logit_scale: str
+    backend: str
+
+    def __post_init__(self) -> None:
+        _one_of("attention.kind", self.kind, ATTENTION_KINDS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSpec:
+    """The window of `local` layers."""
+
+    chunk_length: int | None
+    n_chunks_before: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """The `model` group (see `reformer.ReformerConfig`); `max_length` None is the task's length."""
+
+    d_model: int
+    d_ff: int | None
+    n_heads: int
+    d_head: int | None
+    n_layers: int
+    layers: tuple[str, ...]
+    residual: str
+    positions: str
+    axial_shape: tuple[int, int] | None
+    axial_dims: tuple[int, int] | None
+    max_length: int | None
+    ff_chunk_length: int | None
+    loss_chunk_length: int | None
+    dropout: float
+    attention_dropout: float
+    merge: str
+    tie_weights: bool
+    embedding_std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """How weights are trained.
+
+    Args:
+        steps: training steps.
+        batch_size: sequences a step.
+        lr: learning rate after warm-up.
+        warmup_steps: steps over which it rises from 0.
+        weight_decay: decoupled for `adamw`.
+        clip: largest gradient norm; 0 does not clip.
+        optimizer: `adamw`, `adam` or `sgd`.
+        beta1, beta2: moments of the Adam kinds; `beta1` is also the momentum of `sgd`.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int
+    weight_decay: float
+    clip: float
+    optimizer: str
+    beta1: float
+    beta2: float
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must be at least 1")
+        for name in ("lr", "warmup_steps", "weight_decay", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name}={getattr(self, name)}: must not be negative")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"train.{name}={getattr(self, name)}: give 0 ≤ {name} < 1")
+        _one_of("train.optimizer", self.optimizer, OPTIMIZERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSpec:
+    """Other settings that the trained weights are evaluated under.
+
+    Args:
+        n_hashes: hash rounds.
+        hash_seeds: every setting that hashes is evaluated once a seed.
+        controls: `full` attention, `random` buckets, attention `knock_out`.
+    """
+
+    n_hashes: tuple[int, ...]
+    hash_seeds: tuple[int, ...]
+    controls: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for rounds in self.n_hashes:
+            if rounds < 1:
+                raise ValueError(f"evaluate.n_hashes={list(self.n_hashes)}: each must be at least 1")
+        if not self.hash_seeds:
+            raise ValueError("evaluate.hash_seeds=[]: give at least one seed, for example [0]")
+        for control in self.controls:
+            _one_of("evaluate.controls", control, CONTROLS)
+
+    def settings(self) -> list[tuple[dict[str, int | str], Attending]]:
+        """Each setting with its place in the grid."""
+        grid: list[tuple[dict[str, int | str], Attending]] = []
+        for rounds in self.n_hashes:
+            for seed in self.hash_seeds:
+                grid.append(({"n_hashes": rounds, "hash_seed": seed}, Attending(n_hashes=rounds, hash_seed=seed)))
+        for control in self.controls:
+            for seed in self.hash_seeds if control == "random" else (None,):
+                at: dict[str, int | str] = {"attention": control}
+                if seed is not None:
+                    at["hash_seed"] = seed
+                grid.append((at, Attending(kind=control, hash_seed=seed)))
+        return grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """One trial: everything that changes its numbers, and nothing else.
+
+    Args:
+        dtype: `float32`; `bfloat16` or `float16` run under autocast over float32 parameters.
+        threads: CPU threads of the trial.
+        seed: feeds parameters, data and hash rotations through separate streams.
+        repeat: 0, 1, … tells replicates of one spec apart.
+    """
+
+    attention: AttentionSpec
+    hashing: HashFamily
+    local: LocalSpec
+    model: ModelSpec
+    task: Task
+    workload: Workload
+    train: TrainSpec
+    evaluate: EvaluateSpec
+    device: str
+    dtype: str
+    threads: int
+    seed: int
+    repeat: int
+
+    def __post_init__(self) -> None:
+        _one_of("device", self.device, DEVICES)
+        _one_of("dtype", self.dtype, tuple(DTYPES))
+        if self.threads < 1:
+            raise ValueError(f"threads={self.threads}: must be at least 1")
+        for name in ("seed", "repeat"):
+            if not 0 <= getattr(self, name) < 2**31:
+                raise ValueError(f"{name}={getattr(self, name)}: give 0 ≤ {name} < 2**31")
+        self.reformer_config()
+
+    def reformer_config(self) -> ReformerConfig:
+        """The model of this trial.
+
+        Raises:
+            ValueError: names the value, the rule and the mend.
+        """
+        max_length = self.model.max_length if self.model.max_length is not None else self.task.length
+        if max_length < self.task.length:
+            raise ValueError(
+                f"model.max_length={max_length}: shorter than task.length={self.task.length}; "
+                f"use model.max_length={self.task.length} or null"
+            )
+        return ReformerConfig(
+            vocab_size=self.task.vocab_size,
+            max_length=max_length,
+            d_model=self.model.d_model,
+            d_ff=self.model.d_ff,
+            n_heads=self.model.n_heads,
+            d_head=self.model.d_head,
+            n_layers=self.model.n_layers,
+            layers=self.model.layers,
+            n_hashes=self.attention.n_hashes,
+            n_buckets=self.attention.n_buckets,
+            chunk_length=self.attention.chunk_length,
+            n_chunks_before=self.attention.n_chunks_before,
+            n_chunks_after=self.attention.n_chunks_after,
+            causality=self.attention.causality,
+            duplicates=self.attention.duplicates,
+            seams=self.attention.seams,
+            logit_scale=self.attention.logit_scale,
+            hashing=self.hashing,
+            backend=self.attention.backend,
+            local_chunk_length=self.local.chunk_length,
+            local_n_chunks_before=self.local.n_chunks_before,
+            residual=self.model.residual,
+            positions=self.model.positions,
+            axial_shape=self.model.axial_shape,
+            axial_dims=self.model.axial_dims,
+            dropout=self.model.dropout,
+            attention_dropout=self.model.attention_dropout,
+            ff_chunk_length=self.model.ff_chunk_length,
+            loss_chunk_length=self.model.loss_chunk_length,
+            tie_weights=self.model.tie_weights,
+            merge=self.model.merge,
+            hash_seed=self.seed,
+            embedding_std=self.model.embedding_std,
+        )
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: use one of {', '.join(choices)}")

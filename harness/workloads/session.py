@@ -1,0 +1,150 @@
+"""A model with its optimizer and data, ready to take steps under a probe."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from harness.devices import DTYPES
+from harness.probes import Probe
+from harness.record import Sample
+from harness.spec import TrainSpec, TrialSpec
+from harness.tasks.task import Batch
+from reformer import ReformerLM
+from reformer.attention.modules import SHARED_KINDS, Attending
+
+
+@dataclass
+class Session:
+    """What a trial works on; built by `open_session`."""
+
+    spec: TrialSpec
+    device: torch.device
+    model: ReformerLM
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Tokens and targets of a training step, on the device."""
+        train = self.spec.train
+        batch = self.spec.task.training_batch(seed=self.spec.seed, step=step, batch_size=train.batch_size)
+        return self._to_device(batch)
+
+    def train_step(self, batch: tuple[Tensor, Tensor], *, step: int, probe: Probe) -> Tensor:
+        """One step of training; returns the loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.spec.train, step)
+        with probe.phase("forward"):
+            loss = self.loss(batch)
+        with probe.phase("backward"):
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        with probe.phase("optimizer"):
+            if self.spec.train.clip > 0:
+                self.scaler.unscale_(self.optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.train.clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The training loss of a batch."""
+        with self._autocast():
+            return self.model.loss(*batch)
+
+    def evaluate(self, evaluation: Batch) -> Iterator[Sample]:
+        """Sums over the evaluation set, as trained and under every other setting."""
+        self.model.eval()
+        yield from self._score(evaluation, {}, Attending())
+        if any(block_kind in SHARED_KINDS for block_kind in self.spec.model.layers):
+            for at, attending in self.spec.evaluate.settings():
+                yield from self._score(evaluation, at, attending)
+        self.model.train()
+
+    def live_tensors(self) -> Iterator[Tensor]:
+        """Everything that is allocated between two steps."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        yield from (parameter.grad for parameter in self.model.parameters() if parameter.grad is not None)
+        for state in self.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor) and value.device == self.device)
+
+    def _score(self, evaluation: Batch, at: dict[str, int | str], attending: Attending) -> Iterator[Sample]:
+        # A model that was trained with full attention is hashed here for the first time.
+        hashes = attending.n_hashes is not None and "lsh" not in self.spec.model.layers
+        totals = {"nll_nats": 0.0, "correct": 0.0, "scored": 0.0}
+        rows = self.spec.train.batch_size
+        with self.model.attending(
+            kind="lsh" if hashes else attending.kind, n_hashes=attending.n_hashes, hash_seed=attending.hash_seed
+        ):
+            for start in range(0, len(evaluation.tokens), rows):
+                part = Batch(evaluation.tokens[start : start + rows], evaluation.targets[start : start + rows])
+                with self._autocast():
+                    scores = self.model.score(*self._to_device(part))
+                for name, value in scores._asdict().items():
+                    totals[name] += float(value)
+        for name, value in totals.items():
+            unit = "nats" if name == "nll_nats" else "tokens"
+            yield Sample(metric=name, unit=unit, values=(value,), at=at)
+
+    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
+        return tokens.to(self.device), targets.to(self.device)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = DTYPES[self.spec.dtype]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def open_session(spec: TrialSpec) -> Session:
+    """Build the model, its optimizer and its data; parameters depend on the seed alone."""
+    device = torch.device(spec.device)
+    # This process belongs to the trial: the global stream is its own, for initialisation and dropout.
+    torch.manual_seed(stream_seed("parameters", spec.seed))
+    model = ReformerLM(spec.reformer_config()).to(device)
+    torch.manual_seed(stream_seed("dropout", spec.seed))
+    return Session(
+        spec=spec,
+        device=device,
+        model=model,
+        optimizer=_optimizer(spec.train, model),
+        scaler=torch.amp.GradScaler(spec.device, enabled=spec.dtype == "float16"),
+    )
+
+
+def stream_seed(name: str, seed: int) -> int:
+    """A seed of its own for every use of the trial's seed."""
+    return int.from_bytes(hashlib.sha256(f"{name}:{seed}".encode()).digest()[:7], "big")
+
+
+def learning_rate(train: TrainSpec, step: int) -> float:
+    """Linear warm-up to a constant rate.
+
+    Args:
+        train: the rate and the length of the warm-up.
+        step: from 0.
+    """
+    return train.lr * min(1.0, (step + 1) / train.warmup_steps) if train.warmup_steps else train.lr
+
+
+def step_sizes(session: Session) -> tuple[Sample, ...]:
+    """What a step is made of: its tokens, and the parameters of the model."""
+    train, task = session.spec.train, session.spec.task
+    parameters = sum(parameter.numel() for parameter in session.model.parameters())
+    return (
+        Sample(metric="tokens_per_step", unit="tokens", values=(float(train.batch_size * task.length),)),
+        Sample(metric="parameters", unit="count", values=(float(parameters),)),
+    )
+
+
+def _optimizer(train: TrainSpec, model: nn.Module) -> torch.optim.Optimizer:
+    parameters = model.parameters()
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=train.lr, momentum=train.beta1, weight_decay=train.weight_decay)
+    kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=train.lr, betas=(train.beta1, train.beta2), weight_decay=train.weight_decay)

@@ -1,0 +1,54 @@
+"""Measure training steps without training to any end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.probes import Blind, Stopwatch
+from harness.record import Measurement, Outcome
+from harness.workloads.measure import measure_footprint
+from harness.workloads.session import open_session, step_sizes
+from harness.workloads.workload import Workload
+
+if TYPE_CHECKING:
+    from harness.spec import TrialSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStep(Workload):
+    """Time, memory and cost of a training step from fresh weights; no quality.
+
+    Args:
+        warmup_steps: steps before the clock counts.
+        timed_steps: steps that it counts.
+    """
+
+    warmup_steps: int = 2
+    timed_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0 or self.timed_steps < 1:
+            raise ValueError(
+                f"workload.warmup_steps={self.warmup_steps}, workload.timed_steps={self.timed_steps}: "
+                "give at least 0 and 1"
+            )
+
+    def __call__(self, spec: TrialSpec, *, progress: Callable[[str], None]) -> Measurement:
+        session = open_session(spec)
+        stopwatch = Stopwatch(session.device)
+        loss = math.nan
+        for step in range(self.warmup_steps + self.timed_steps):
+            probe = Blind() if step < self.warmup_steps else stopwatch
+            loss = float(session.train_step(session.batch(step), step=step, probe=probe))
+            progress(f"step {step + 1}/{self.warmup_steps + self.timed_steps}")
+        footprint, method = measure_footprint(
+            session, lambda batch, probe: session.train_step(batch, step=0, probe=probe)
+        )
+        return Measurement(
+            outcome=Outcome(status="ok", checksum=loss.hex()),
+            samples=(*step_sizes(session), *stopwatch.samples(), *footprint),
+            environment={"mem_method": method},
+        )

@@ -1,0 +1,31 @@
+"""The interface of a workload: what one trial does and measures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.record import Measurement
+
+if TYPE_CHECKING:
+    from harness.spec import TrialSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload(ABC):
+    """What a trial does with its model.
+
+    To add one, write a frozen dataclass in a file of its own under `harness/workloads/` and a yaml of the
+    same name under `conf/workload/` whose `_target_` is the class.
+    """
+
+    @abstractmethod
+    def __call__(self, spec: TrialSpec, *, progress: Callable[[str], None]) -> Measurement:
+        """Run the trial in this process.
+
+        Args:
+            spec: what to run.
+            progress: told now and then, in a line, how far it is.
+        """

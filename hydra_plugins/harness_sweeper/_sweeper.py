@@ -1,0 +1,302 @@
+"""The sweeper: every `harness run` is a sweep of this kind, a single trial is a sweep of one.
+
+It differs from Hydra's own in what it does before anything is launched: the levels of the experiment
+and of the command line are merged, every cell is composed and decoded, and trials that are invalid,
+duplicate or done already are told apart from those that have to run.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.errors import MissingConfigException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from harness.environment import code_fingerprint
+from harness.errors import UsageError
+from harness.plan import PLACEMENT_KEYS, Cell, Placement, Plan, make_plan
+from harness.protocol import now
+from harness.server import Decoded, process_server
+from hydra_plugins.harness_sweeper._errors import COMPOSITION_ERRORS, explain
+
+
+@dataclass
+class HarnessSweeperConf:
+    """`hydra/sweeper=harness`; `params` maps keys to levels, as one would type them."""
+
+    _target_: str = "hydra_plugins.harness_sweeper._sweeper.HarnessSweeper"
+    params: dict[str, str] = field(default_factory=dict)
+
+
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="harness", node=HarnessSweeperConf, provider="harness_sweeper"
+)
+
+
+class HarnessSweeper(Sweeper):
+    """Plans a sweep over cells and hands what has to run to the launcher."""
+
+    def __init__(self, params: Mapping[str, str]) -> None:
+        self.params = dict(params)
+        self.config: DictConfig
+        self.hydra_context: HydraContext
+        self.launcher: Launcher
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before anything else."""
+        self.config = config
+        self.hydra_context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Plan and launch in one go, as Hydra calls it."""
+        return self.launch(self.plan(arguments))
+
+    def plan(self, arguments: Sequence[str], *, check_device: bool = False) -> Plan:
+        """Compose, decode and classify every cell.
+
+        Args:
+            arguments: the overrides of the command line, Hydra's own excepted.
+            check_device: whether a device that is not on this machine makes a cell invalid.
+
+        Raises:
+            UsageError: the sweep makes no sense.
+            HydraException: no cell can be composed, or a level names an option that does not exist.
+        """
+        made_at = now()
+        axes = self._axes(arguments)
+        cells = self._cells(axes)
+        decoded = process_server().decode(
+            [{} if cell.config is None else cell.config for cell in cells], check_device=check_device
+        )
+        placement = placement_of(self.config)
+        return make_plan(
+            cells,
+            [_with_error(cell, result) for cell, result in zip(cells, decoded, strict=True)],
+            placement=placement,
+            factors={axis.key: axis.levels for axis in axes if axis.swept},
+            code=code_fingerprint(),
+            made_at=made_at,
+        )
+
+    def launch(self, plan: Plan) -> list[JobReturn]:
+        """Run what the plan wants, through whatever launcher is configured."""
+        jobs = [
+            (
+                *trial.overrides,
+                f"results_dir={_quoted(str(plan.placement.study.path.parent))}",
+                f"cell={_quoted(job_ticket(plan, trial.trial_id, trial.cell))}",
+            )
+            for trial in plan.to_run
+        ]
+        return list(self.launcher.launch(jobs, initial_job_idx=0)) if jobs else []
+
+    def _axes(self, arguments: Sequence[str]) -> list[_Axis]:
+        """The levels of each key: the experiment's, replaced by those of the command line."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        preset = parser.parse_overrides([f"{key}={levels}" for key, levels in self.params.items()])
+        typed = parser.parse_overrides(list(arguments))
+        axes = {_name(override): _Axis.of(override, pinned=True) for override in preset}
+        for override in typed:
+            name = _name(override)
+            pinned = name in axes and axes[name].pinned
+            axes[name] = _Axis.of(override, pinned=pinned)
+        for axis in axes.values():
+            if axis.swept and axis.key in PLACEMENT_KEYS:
+                raise UsageError(
+                    f"{axis.key}={','.join(axis.levels)} cannot be swept: it does not change what is measured"
+                )
+        return list(axes.values())
+
+    def _cells(self, axes: Sequence[_Axis]) -> list[Cell]:
+        """Every combination of levels, composed as far as it can be.
+
+        Raises:
+            HydraException: none can be composed, or one names an option that does not exist.
+        """
+        composer = Composer(self.hydra_context.config_loader, self.config)
+        cells = []
+        errors: list[Exception] = []
+        for combination in itertools.product(*(axis.overrides for axis in axes)):
+            overrides = tuple(_line(override) for override in combination)
+            config, error = None, ""
+            try:
+                config = composer.compose(combination)
+            except MissingConfigException:
+                raise
+            except COMPOSITION_ERRORS as exception:
+                errors.append(exception)
+                error = explain(
+                    exception,
+                    loader=self.hydra_context.config_loader,
+                    config_name=composer.config_name,
+                    overrides=overrides,
+                )
+            levels = {
+                axis.key: _level(override)
+                for axis, override in zip(axes, combination, strict=True)
+                if axis.swept or axis.pinned
+            }
+            levels.setdefault("seed", str((config or {}).get("seed", "")))
+            cells.append(Cell(overrides=overrides, levels=levels, config=config, error=error))
+        if len(errors) == len(cells):
+            raise errors[0]
+        return cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Axis:
+    """One key and its levels.
+
+    Args:
+        swept: whether it has several; fixed keys have one.
+        pinned: whether the experiment sweeps it, so that it belongs to the cell whatever was typed.
+    """
+
+    key: str
+    overrides: tuple[Override, ...]
+    swept: bool
+    pinned: bool
+
+    @classmethod
+    def of(cls, override: Override, *, pinned: bool) -> _Axis:
+        """Read the levels that an override stands for.
+
+        Raises:
+            UsageError: it stands for none, or for a continuum.
+        """
+        if not override.is_sweep_override():
+            return cls(key=_name(override), overrides=(override,), swept=False, pinned=pinned)
+        parser = OverridesParser.create(config_loader=override.config_loader)
+        name = override.get_key_element()
+        levels = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+        if not levels:
+            raise UsageError(f"{override.input_line} has no levels to go through: use commas or range(1,5)")
+        parsed = tuple(parser.parse_overrides([f"{name}={level}" for level in levels]))
+        return cls(key=_name(override), overrides=parsed, swept=True, pinned=pinned)
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels as typed."""
+        return tuple(_level(override) for override in self.overrides)
+
+
+class Composer:
+    """Composes cells as Hydra would, but the groups only once for each choice of theirs.
+
+    Choosing options of groups is what makes composing slow (some 100 ms). The values are then set on a
+    copy of the result by the very function that Hydra uses, in the same order.
+    """
+
+    def __init__(self, loader: ConfigLoader, config: DictConfig) -> None:
+        self.config_name = str(config.hydra.job.config_name)
+        self._loader: Any = loader
+        self._hydra_overrides = list(config.hydra.overrides.hydra)
+        self._composed: dict[tuple[str, ...], tuple[DictConfig, DictConfig]] = {}
+        self._current: tuple[str, ...] | None = None
+
+    def compose(self, overrides: Sequence[Override]) -> dict[str, Any]:
+        """The config of one cell as plain data, without the keys that only place it.
+
+        Raises:
+            HydraException: a key or an option that does not exist.
+            OmegaConfBaseException: a value that cannot be resolved.
+        """
+        values = [override for override in overrides if not self._chooses(override)]
+        choices = tuple(_line(override) for override in overrides if self._chooses(override))
+        config = copy.deepcopy(self._base(choices))
+        self._loader._apply_overrides_to_config(values, config)
+        return plain_config(config)
+
+    def _chooses(self, override: Override) -> bool:
+        """Whether it chooses an option of a group, which is Hydra's own question."""
+        exists: bool = self._loader.repository.group_exists(override.key_or_group)
+        return exists and not isinstance(override.value(), dict)
+
+    def _base(self, choices: tuple[str, ...]) -> DictConfig:
+        """The config under these options, which is also what ${hydra:...} refers to from here on."""
+        if choices not in self._composed:
+            composed = self._loader.load_configuration(
+                config_name=self.config_name,
+                overrides=[*self._hydra_overrides, *choices],
+                run_mode=RunMode.RUN,
+            )
+            self._composed[choices] = (OmegaConf.masked_copy(composed, "hydra"), _without_hydra(composed))
+        hydra, config = self._composed[choices]
+        if choices != self._current:
+            self._current = choices
+            HydraConfig.instance().set_config(hydra)
+        return config
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    with flag_override(config, ["struct", "readonly"], [False, False]):
+        del config["hydra"]
+    return config
+
+
+def placement_of(config: DictConfig) -> Placement:
+    """Where and how the trials of a composed config run.
+
+    Raises:
+        UsageError: a value that cannot be.
+    """
+    return Placement.of({key: config.get(key) for key in PLACEMENT_KEYS})
+
+
+def plain_config(config: DictConfig) -> dict[str, Any]:
+    """A composed config, resolved, as the plain data that is decoded into a spec."""
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key not in (*PLACEMENT_KEYS, "hydra")}
+
+
+def job_ticket(plan: Plan, trial_id: str, cell: Mapping[str, str]) -> str:
+    """What a job is told about its trial besides the config: who it should turn out to be."""
+    ticket = {"trial_id": trial_id, "cell": dict(cell), "planned_at": plan.made_at}
+    # No interpolation may be seen in it, whatever was typed.
+    return json.dumps(ticket).replace("$", "\\u0024")
+
+
+def _with_error(cell: Cell, result: Decoded) -> Decoded:
+    """A cell that could not be composed is invalid for that reason, under an id of its own."""
+    if cell.config is not None:
+        return result
+    digest = hashlib.sha256(json.dumps(cell.overrides).encode()).hexdigest()
+    return Decoded(trial_id=digest[:12], error=cell.error)
+
+
+def _name(override: Override) -> str:
+    """What an override sets, however it is spelt (`key`, `+key`, `++key`)."""
+    return override.get_key_element().lstrip("+")
+
+
+def _level(override: Override) -> str:
+    return str(override.get_value_element_as_str())
+
+
+def _line(override: Override) -> str:
+    assert override.input_line is not None
+    return override.input_line
+
+
+def _quoted(text: str) -> str:
+    return QuotedString(text=text, quote=Quote.single).with_quotes()

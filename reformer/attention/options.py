@@ -1,0 +1,202 @@
+"""The switches of LSH attention, checked once and shared by every implementation of it."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from reformer.hashing import buckets as bucket_counts
+from reformer.hashing.buckets import Buckets
+from reformer.hashing.family import HashFamily
+
+CAUSALITIES = ("strict", "bucket", "published")
+DUPLICATES = ("count", "sum")
+SEAMS = ("masked", "reference")
+LOGIT_SCALES = ("trax", "sqrt_d")
+BACKENDS = ("auto", "reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSHOptions:
+    """How LSH attention chooses and weighs its pairs.
+
+    Args:
+        n_hashes: hash rounds.
+        chunk_length: tokens a chunk of the sorted sequence.
+        n_chunks_before: earlier chunks that a query sees besides its own.
+        n_chunks_after: later ones; None is 0 if causal, else 1.
+        causal: a query sees no later position.
+        causality: `strict` also keeps the choice of visible keys independent of the future; `bucket` and
+            `published` do not (see `reformer.lsh_attention`). Ignored unless `causal`.
+        duplicates: `count` weighs a pair once however many rounds see it, `sum` once a round.
+        seams: `masked` keeps rounds apart; `reference` lets the first chunk of a round see the last of the
+            previous one, as the published implementations do.
+        logit_scale: `trax` uses q·k with k at unit length; `sqrt_d` divides once more by √dim.
+        bucket_mask: a query sees its own bucket only; None is what `causality` implies.
+        dropout_p: share of attention weights dropped.
+    """
+
+    n_hashes: int
+    chunk_length: int
+    n_chunks_before: int = 1
+    n_chunks_after: int | None = None
+    causal: bool = True
+    causality: str = "strict"
+    duplicates: str = "count"
+    seams: str = "masked"
+    logit_scale: str = "trax"
+    bucket_mask: bool | None = None
+    dropout_p: float = 0.0
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        at_least("n_hashes", self.n_hashes, 1)
+        at_least("chunk_length", self.chunk_length, 1)
+        at_least("n_chunks_before", self.n_chunks_before, 0)
+        if self.n_chunks_after is not None:
+            at_least("n_chunks_after", self.n_chunks_after, 0)
+        one_of("causality", self.causality, CAUSALITIES)
+        one_of("duplicates", self.duplicates, DUPLICATES)
+        one_of("seams", self.seams, SEAMS)
+        one_of("logit_scale", self.logit_scale, LOGIT_SCALES)
+        one_of("backend", self.backend, BACKENDS)
+        if not 0 <= self.dropout_p < 1:
+            raise ValueError(f"dropout_p={self.dropout_p}: a share of weights; give 0 ≤ dropout_p < 1")
+        if self.strict and self.n_chunks_before < 1:
+            raise ValueError(
+                "n_chunks_before=0: causality 'strict' looks back one chunk at least; "
+                "use n_chunks_before=1 or causality='bucket'"
+            )
+        if self.strict and self.n_chunks_after:
+            raise ValueError(
+                f"n_chunks_after={self.n_chunks_after}: causality 'strict' sees nothing later in the sorted "
+                "order; use n_chunks_after=0 or causality='published'"
+            )
+
+    @property
+    def strict(self) -> bool:
+        return self.causal and self.causality == "strict"
+
+    @property
+    def same_bucket(self) -> bool:
+        """Whether a query sees its own bucket only."""
+        if self.causal and self.causality in ("strict", "bucket"):
+            return True
+        return bool(self.bucket_mask)
+
+    @property
+    def wraps(self) -> bool:
+        """Whether windows roll over all rounds. In strict mode that would never show anything."""
+        return self.seams == "reference" and not self.strict
+
+    @property
+    def after(self) -> int:
+        if self.n_chunks_after is not None:
+            return self.n_chunks_after
+        return 0 if self.causal else 1
+
+    @property
+    def band(self) -> int:
+        """Entries of the sorted order before a query that it may see in strict mode."""
+        return self.n_chunks_before * self.chunk_length
+
+
+def hash_vectors(
+    qk: Float[Tensor, "batch heads seq dim"],
+    *,
+    hashing: HashFamily,
+    n_hashes: int,
+    n_buckets: Buckets,
+    generator: torch.Generator,
+) -> Int[Tensor, "batch heads n_hashes seq"]:
+    """Bucket ids of unnormalised vectors: detached, in float32 (float64 if they are), autocast off."""
+    vectors = qk.detach()
+    if vectors.dtype != torch.float64:
+        vectors = vectors.float()
+    with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
+        return hashing(vectors, n_hashes=n_hashes, n_buckets=n_buckets, generator=generator)
+
+
+def resolve_buckets(
+    qk: Float[Tensor, "batch heads seq dim"],
+    *,
+    options: LSHOptions,
+    n_buckets: Buckets | None,
+    max_length: int | None,
+    hashing: HashFamily,
+    generator: torch.Generator | None,
+    buckets: Int[Tensor, "batch heads n_hashes seq"] | None,
+) -> Int[Tensor, "batch heads n_hashes seq"]:
+    """The given bucket ids, or those of the hash family.
+
+    Raises:
+        ValueError: a count the family cannot make, or given ids of a wrong shape.
+    """
+    batch, heads, seq, _ = qk.shape
+    if seq > bucket_counts.LARGEST_COUNT:
+        raise ValueError(f"seq={seq}: more than {bucket_counts.LARGEST_COUNT} tokens; use shorter sequences")
+    if buckets is not None:
+        expected = (batch, heads, options.n_hashes, seq)
+        if tuple(buckets.shape) != expected:
+            raise ValueError(
+                f"buckets of shape {tuple(buckets.shape)}: give [batch, heads, n_hashes, seq] = {expected}"
+            )
+        return buckets
+    if n_buckets is None:
+        n_buckets = bucket_counts.automatic(max_length=max_length or seq, chunk_length=options.chunk_length)
+    hashing.check(n_buckets)
+    return hash_vectors(
+        qk,
+        hashing=hashing,
+        n_hashes=options.n_hashes,
+        n_buckets=n_buckets,
+        generator=generator if generator is not None else torch.Generator().manual_seed(0),
+    )
+
+
+def check_inputs(
+    qk: Float[Tensor, "batch heads seq dim"],
+    v: Float[Tensor, "batch heads seq value"],
+    *,
+    padding_mask: Bool[Tensor, "batch seq"] | None,
+) -> None:
+    """Refuse tensors that do not fit together.
+
+    Raises:
+        ValueError: names the shapes and what is expected.
+    """
+    if qk.ndim != 4 or v.ndim != 4:
+        raise ValueError(
+            f"qk of shape {tuple(qk.shape)}, v of {tuple(v.shape)}: give [batch, heads, seq, dim]"
+        )
+    if qk.shape[:3] != v.shape[:3]:
+        raise ValueError(f"qk of shape {tuple(qk.shape)}, v of {tuple(v.shape)}: batch, heads and seq differ")
+    if padding_mask is None:
+        return
+    expected = (qk.shape[0], qk.shape[2])
+    if padding_mask.dtype != torch.bool or tuple(padding_mask.shape) != expected:
+        raise ValueError(
+            f"padding_mask of shape {tuple(padding_mask.shape)} and {padding_mask.dtype}: "
+            f"give bool [batch, seq] = {expected}, True at real tokens"
+        )
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Refuse an integer that is too small.
+
+    Raises:
+        ValueError: names the value, the rule and the mend.
+    """
+    if value < least:
+        raise ValueError(f"{name}={value}: must be at least {least}; use {name}={least} or more")
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a word that is not one of the choices.
+
+    Raises:
+        ValueError: names the value and the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: use one of {', '.join(choices)}")

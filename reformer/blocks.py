@@ -1,0 +1,41 @@
+"""Row-wise functions computed in blocks, recomputed in backward, so that their inside is never kept."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+
+def map_blocks(
+    function: Callable[[Float[Tensor, "batch rows inner"]], Float[Tensor, "batch rows outer"]],
+    x: Float[Tensor, "batch seq inner"],
+    *,
+    length: int | None,
+) -> Float[Tensor, "batch seq outer"]:
+    """Apply a row-wise function without randomness to `length` rows at a time; None applies it at once."""
+    if length is None or length >= x.shape[1]:
+        return function(x)
+    return torch.cat([_recomputed(function, block) for block in x.split(length, dim=1)], dim=1)
+
+
+def sum_blocks(
+    function: Callable[[Float[Tensor, "batch rows inner"], Int[Tensor, "batch rows"]], Float[Tensor, ""]],
+    x: Float[Tensor, "batch seq inner"],
+    targets: Int[Tensor, "batch seq"],
+    *,
+    length: int | None,
+) -> Float[Tensor, ""]:
+    """Add up a sum over rows, `length` rows at a time; None computes it at once."""
+    if length is None or length >= x.shape[1]:
+        return function(x, targets)
+    blocks = zip(x.split(length, dim=1), targets.split(length, dim=1), strict=True)
+    return torch.stack([_recomputed(function, *block) for block in blocks]).sum()
+
+
+def _recomputed(function: Callable[..., Tensor], *blocks: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return function(*blocks)
+    return cast(Tensor, checkpoint(function, *blocks, use_reentrant=False, preserve_rng_state=False))
