@@ -7,17 +7,17 @@ exit codes. It is imported only by what composes.
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
+import logging
 import os
-import platform
 import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from harness.plan import Plan
-    from harness.progress import Progress
 
 _CONFIG_NAME = "config"
-_VERSIONED = ("torch", "numpy", "hydra-core", "pandas")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except HarnessError as error:
-        _complain(str(error))
+        wording.complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted")
+        wording.complain("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has seen enough; the interpreter's last flush must not complain.
@@ -58,17 +56,14 @@ def _dispatch(arguments: list[str]) -> int:
         print(usage.MAIN, end="")
         return EXIT_OK if arguments else EXIT_USAGE
     if arguments == ["--version"]:
-        names = metadata.packages_distributions().get("harness", ["harness"])
-        print("harness", metadata.version(names[0]))
+        from harness.sweep import DISTRIBUTION, versions
+
+        print("harness", versions().get(DISTRIBUTION, "(not installed)"))
         return EXIT_OK
     name, rest = arguments[0], arguments[1:]
     if name not in _COMMANDS:
         raise UsageError(wording.unknown_command(name, list(_COMMANDS)))
     return _COMMANDS[name](rest)
-
-
-def _complain(message: str) -> None:
-    print(f"harness: {wording.one_line(message)}", file=sys.stderr)
 
 
 # The commands. Each imports what it needs: `list` starts without pandas, `gate` without Hydra.
@@ -163,7 +158,7 @@ def run(overrides: Sequence[str]) -> list[Path]:
     return studies
 
 
-# A sweep, from planning to the report
+# Sweeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,114 +172,32 @@ class _Sweep:
 
 def _run_all(options: argparse.Namespace) -> tuple[int, list[Path]]:
     """Plan every experiment before any runs, so that a mistake in the second is told at once."""
+    from harness.sweep import carry_out
+
     codes, studies = [EXIT_OK], []
     with _planned(options, dry=False) as sweeps:
         for sweep in sweeps:
             sweep.plan.placement.study.create()
         for sweep in sweeps:
             studies.append(sweep.plan.placement.study.path)
-            codes.append(_carry_out(sweep))
+            codes.append(
+                carry_out(sweep.plan, launch=functools.partial(_launch, sweep), command=sweep.command)
+            )
             if codes[-1] == EXIT_INTERRUPTED:
                 break
     return max(codes), studies
 
 
-def _carry_out(sweep: _Sweep) -> int:
-    from harness import progress
-    from harness.plan import study_info
-    from harness.runner import forget_invalid, record_invalid
-
-    plan, study = sweep.plan, sweep.plan.placement.study
-    forget_invalid(plan)
-    study.write_info(study_info(plan, command=sweep.command, versions=_versions()))
-    print(progress.headline(plan))
-    for trial, line in zip(plan.invalid, progress.invalid_lines(plan), strict=True):
-        record_invalid(plan, trial)
-        print(line)
-    watch = progress.Progress(plan, stream=sys.stdout, live=sys.stdout.isatty())
-    try:
-        faults = _launch(sweep, watch)
-    except KeyboardInterrupt:
-        done = f"{watch.finished} of {watch.total} trials are done"
-        _complain(f"interrupted: {done}; the same command does the rest")
-        return EXIT_INTERRUPTED
-    for fault in faults:
-        _complain(fault)
-    if watch.total:
-        print(f"{watch.finished} of {watch.total} trials in {progress.clock(watch.elapsed_s)}: "
-              f"{progress.outcomes(watch.statuses)}")  # fmt: skip
-    code = _verdict(plan)
-    _build_report(study.path)
-    return EXIT_FAILED if faults else code
-
-
-def _launch(sweep: _Sweep, watch: Progress) -> list[str]:
-    """Run the trials and return what went wrong outside them, each in one line."""
+def _launch(sweep: _Sweep) -> list[str]:
+    """Run the trials through Hydra's launcher; what kept records from being written, each in one line."""
     from hydra.core.utils import JobStatus
 
-    from harness.server import process_server
-
-    try:
-        with watch:
-            returns = sweep.sweeper.launch(sweep.plan)
-    except KeyboardInterrupt:
-        process_server().close()
-        raise
-    except Exception as error:
-        return [f"the launcher failed: {type(error).__name__}: {error}; the same command does the rest"]
-    failed = [job for job in returns if job.status is JobStatus.FAILED]
-    messages = Counter(f"{type(job._return_value).__name__}: {job._return_value}" for job in failed)
-    return [f"{count} trials could not be recorded: {message}" for message, count in messages.items()]
-
-
-def _verdict(plan: Plan) -> int:
-    """The exit code that the study deserves now, as far as this sweep is concerned."""
-    from harness.plan import look_up
-    from harness.runner import claim_path, read_claim
-
-    valid = [trial for trial in plan.trials if trial.state != "invalid"]
-    found = [look_up(plan.placement.study, trial.trial_id, code=plan.code) for trial in valid]
-    missing = [trial for trial, result in zip(valid, found, strict=True) if result.state == "new"]
-    failed = sum(result.failed for result in found)
-    stale = sum(result.state == "stale" for result in found)
-    if stale:
-        print(f"{stale} trials were measured with other code: rerun=stale measures them again")
-    if failed:
-        print(f"{failed} trials failed: rerun=failed tries them again, 'harness show TRIAL' tells why")
-    if missing:
-        claims = [read_claim(claim_path(plan.placement.study, trial.trial_id)) for trial in missing]
-        taken = sum(claim is not None and claim.alive for claim in claims)
-        print(f"{len(missing)} trials have no record; another process is running {taken} of them")
-    return EXIT_FAILED if missing or failed else EXIT_OK
-
-
-def _build_report(study: Path) -> None:
-    """Write the report; if that fails the sweep was still a success, and its records are there."""
-    try:
-        from harness.report import build
-
-        page = build(study)
-    except Exception as error:
-        _complain(
-            f"the report could not be written ({type(error).__name__}: {error}); the records are complete: "
-            f"try 'harness report {study.name}'"
-        )
-    else:
-        print(f"report: {_relative(page)}")
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in _VERSIONED:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    returns = sweep.sweeper.launch(sweep.plan)
+    failed = [job._return_value for job in returns if job.status is JobStatus.FAILED]
+    messages = Counter(f"{type(error).__name__}: {error}" for error in failed)
+    return [
+        f"{wording.counted(n, 'trial')} could not be recorded: {message}" for message, n in messages.items()
+    ]
 
 
 def run_job(config: DictConfig) -> dict[str, str]:
@@ -481,10 +394,23 @@ def _hydra_output(options: argparse.Namespace, text: str) -> int:
             if options.shell_completion:
                 hydra.shell_completion(config_name=name, overrides=options.overrides)
             elif options.info:
-                hydra.show_info(options.info, config_name=name, overrides=options.overrides)
+                with _untouched_logging():
+                    hydra.show_info(options.info, config_name=name, overrides=options.overrides)
             else:
                 _show_config(hydra, options)
     return EXIT_OK
+
+
+@contextmanager
+def _untouched_logging() -> Iterator[None]:
+    """Take back the handler through which Hydra prints what --info asks for."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _show_config(hydra: Hydra, options: argparse.Namespace) -> None:

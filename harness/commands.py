@@ -12,11 +12,13 @@ from pathlib import Path
 
 from harness import progress
 from harness.arguments import parser_for
+from harness.claims import read_claim
 from harness.errors import EXIT_FAILED, EXIT_OK, UsageError
 from harness.paths import conf_dir
 from harness.record import RecordError, TrialRecord
-from harness.runner import log_tail, read_claim
+from harness.runner import log_tail
 from harness.store import Study, open_study, studies
+from harness.wording import counted
 
 _LOG_LINES = 15
 _PLACED_ANEW = ("study", "results_dir", "rerun")
@@ -204,7 +206,9 @@ def rm_main(argv: Sequence[str]) -> int:
     study = open_study(arguments.results_dir, arguments.study)
     running = _running(study)
     if running:
-        raise UsageError(f"study {study.name} is running ({running} trials claimed); stop that sweep first")
+        raise UsageError(
+            f"study {study.name} is running ({counted(running, 'trial')} claimed); stop that sweep first"
+        )
     if not arguments.yes and not _agreed(study):
         print("nothing deleted")
         return EXIT_FAILED

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self, TextIO
 
+from harness.claims import claim_path, read_claim
 from harness.plan import STATES, Plan
 from harness.protocol import PROGRESS_PREFIX
 from harness.record import STATUSES, RecordError, TrialRecord
-from harness.runner import claim_path, log_tail, read_claim
+from harness.runner import log_tail
+from harness.wording import counted
 
 _POLL_S = 0.5
 
@@ -131,10 +133,9 @@ def headline(plan: Plan) -> str:
     """What is planned, in one line."""
     counts = plan.counts()
     states = ", ".join(f"{counts[state]} {state}" for state in reversed(STATES) if counts[state])
-    n = len(plan.trials)
-    parts = [f"study {plan.placement.study.name}: {n} trial{'s' * (n != 1)} ({states})"]
+    parts = [f"study {plan.placement.study.name}: {counted(len(plan.trials), 'trial')} ({states})"]
     if plan.duplicates:
-        parts.append(f"{plan.duplicates} duplicate{'s' * (plan.duplicates != 1)} dropped")
+        parts.append(f"{counted(plan.duplicates, 'duplicate')} dropped")
     parts.append(f"{len(plan.to_run)} to run")
     return ", ".join(parts)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
     """Nothing is configured under this key."""
     names = list(known)
     leaf = key.rsplit(".", 1)[-1]
-    elsewhere = [name for name in names if name.endswith(f".{leaf}")]
+    elsewhere = [name for name in names if name == leaf or name.endswith(f".{leaf}")]
     meant = " or ".join(repr(name) for name in elsewhere or [nearest(key, names)] if name)
     hint = f"did you mean {meant}?" if meant else "'harness run --cfg job' prints every key"
     return f"unknown key {key!r}; {hint}"
@@ -38,6 +39,16 @@ def nearest(word: str, known: Sequence[str]) -> str:
     """The known word that was probably meant; empty if none is near."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return found[0] if found else ""
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def complain(message: str) -> None:
+    """Tell what is wrong, in one line on standard error."""
+    print(f"harness: {one_line(message)}", file=sys.stderr)
 
 
 def one_line(text: str) -> str:

@@ -40,7 +40,7 @@ _PROGRESS_INTERVAL_S = 0.5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve, or measure the one trial on standard input; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m harness.worker", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m harness.worker", description="Measure trials.")
     parser.add_argument("--serve", action="store_true", help="answer requests until standard input ends")
     arguments = parser.parse_args(argv)
     replies = _keep_stdout()

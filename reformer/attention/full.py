@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reformer.attention.masking import SELF
-from reformer.attention.options import LOGIT_SCALES, check_inputs, one_of
+from reformer.attention.options import LOGIT_SCALES, check_dropout, check_inputs, one_of
 from reformer.attention.projection import unit_keys
 
 
@@ -33,6 +33,7 @@ def full_attention(
         ValueError: names the value, the rule and the mend.
     """
     one_of("logit_scale", logit_scale, LOGIT_SCALES)
+    check_dropout(dropout_p)
     check_inputs(qk, v, padding_mask=padding_mask)
     if v.numel() == 0:
         return v.clone()
@@ -64,7 +65,8 @@ def full_standard_attention(
     Raises:
         ValueError: names the value, the rule and the mend.
     """
-    check_inputs(q, v, padding_mask=padding_mask)
+    check_dropout(dropout_p)
+    check_inputs(q, v, k=k, padding_mask=padding_mask)
     if v.numel() == 0:
         return v.clone()
     if padding_mask is None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reformer.attention import chunking
 from reformer.attention.full import hide_padding
-from reformer.attention.options import at_least, check_inputs
+from reformer.attention.options import at_least, check_dropout, check_inputs
 
 
 def local_attention(
@@ -40,7 +40,10 @@ def local_attention(
     """
     at_least("chunk_length", chunk_length, 1)
     at_least("n_chunks_before", n_chunks_before, 0)
-    check_inputs(q, v, padding_mask=padding_mask)
+    if n_chunks_after is not None:
+        at_least("n_chunks_after", n_chunks_after, 0)
+    check_dropout(dropout_p)
+    check_inputs(q, v, k=k, padding_mask=padding_mask)
     if v.numel() == 0:
         return v.clone()
     seq = q.shape[2]

@@ -2,14 +2,16 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from reformer.attention import chunking, masking
 from reformer.attention.options import LSHOptions, check_inputs, resolve_buckets
 from reformer.attention.projection import unit_keys
 from reformer.attention.rounds import combine_rounds
+from reformer.attention.softmax import softmax_and_logsumexp
 from reformer.attention.sorting import SortOrder, sort_by_bucket, sort_rows, unsort_rows
+from reformer.attention.windows import Windows, window_masks
 from reformer.hashing import CrossPolytope
 from reformer.hashing.buckets import Buckets
 from reformer.hashing.family import HashFamily
@@ -163,98 +165,11 @@ def _attend_chunks(
     window_keys = chunking.look_around(key, offsets=offsets)
     scores = query @ window_keys.transpose(-1, -2)
     scores = scores if scores.dtype == torch.float64 else scores.float()
-    hidden, own = _masks(buckets, order=order, real=real, options=options, offsets=offsets)
-    scores = masking.mask_scores(scores, hidden=hidden, own=own)
-    logsumexp = scores.logsumexp(dim=-1)
-    weights = (scores - logsumexp.unsqueeze(-1)).exp().to(values.dtype)
-    weights = F.dropout(weights, options.dropout_p, training=options.dropout_p > 0)
+    windows = Windows(order=order, chunk_length=options.chunk_length, offsets=offsets)
+    hidden, own = window_masks(windows, buckets=buckets, real=real, options=options)
+    weights, logsumexp = softmax_and_logsumexp(masking.mask_scores(scores, hidden=hidden, own=own))
+    weights = F.dropout(weights.to(values.dtype), options.dropout_p, training=options.dropout_p > 0)
     return weights @ chunking.look_around(values, offsets=offsets), logsumexp
-
-
-def _masks(
-    buckets: Int[Tensor, "batch heads rounds padded"],
-    *,
-    order: SortOrder,
-    real: Bool[Tensor, "batch padded"],
-    options: LSHOptions,
-    offsets: tuple[int, ...],
-) -> tuple[
-    Bool[Tensor, "batch heads all_chunks #chunk window"], Bool[Tensor, "batch heads all_chunks chunk window"]
-]:
-    """Pairs of each window that are hidden, and those of a token with itself."""
-    rounds, length = order.positions.shape[2], options.chunk_length
-    chunks = order.positions.shape[3] // length
-    seen = masking.visibility(order, buckets, options=options, n_chunks=chunks)
-    positions = order.positions.flatten(2, 3)
-
-    def by_chunk(
-        x: Shaped[Tensor, "batch heads all_slots"],
-    ) -> Shaped[Tensor, "batch heads all_chunks chunk"]:
-        rows: Tensor = x.unflatten(2, (-1, length))
-        return rows
-
-    def window(
-        x: Shaped[Tensor, "batch heads all_slots"],
-    ) -> Shaped[Tensor, "batch heads all_chunks 1 window"]:
-        return chunking.look_around(by_chunk(x).unsqueeze(-1), offsets=offsets).transpose(-1, -2)
-
-    def codes(index: int) -> Int[Tensor, "batch heads all_slots"]:
-        return seen.codes[:, :, index].gather(-1, positions)
-
-    query_position, key_position = by_chunk(positions).unsqueeze(-1), window(positions)
-    own = query_position == key_position
-    token_real = real[:, None].expand(-1, positions.shape[1], -1).gather(-1, positions)
-    hidden = ~window(token_real)
-    if options.causal:
-        hidden = hidden | (key_position > query_position)
-
-    hidden = hidden | _outside_round(seen, rounds=rounds, chunks=chunks, length=length, offsets=offsets)
-    if seen.modulus is None or seen.groups > 1:
-        mine = seen.codes.gather(-1, order.positions).flatten(2, 3)
-        hidden = hidden | ~seen.sees(by_chunk(mine).unsqueeze(-1), window(mine))
-    if options.duplicates == "count":
-        # The first view that shows a pair keeps it: the same softmax as subtracting log N, and one
-        # dropout decision a pair.
-        ranks = _view_ranks(seen, rounds=rounds, chunks=chunks, length=length, offsets=offsets)
-        for rank, (query_round, key_round) in enumerate(seen.views[:-1]):
-            shown = seen.sees(by_chunk(codes(query_round)).unsqueeze(-1), window(codes(key_round)))
-            hidden = hidden | (shown & (ranks > rank))
-    return hidden, own
-
-
-def _window_rounds(
-    *, rounds: int, chunks: int, offsets: tuple[int, ...], device: torch.device
-) -> tuple[Int[Tensor, "all_chunks 1"], Int[Tensor, "all_chunks n_offsets"]]:
-    """Round of each chunk and of the chunks in its window, the latter before wrapping around."""
-    index = chunking.window_chunks(rounds * chunks, offsets=offsets, device=device)
-    own = torch.arange(rounds * chunks, device=device)[:, None]
-    return own // chunks, index.div(chunks, rounding_mode="floor")
-
-
-def _outside_round(
-    seen: masking.Visibility, *, rounds: int, chunks: int, length: int, offsets: tuple[int, ...]
-) -> Bool[Tensor, "all_chunks 1 window"]:
-    """Rows of each window that belong to another round, where rounds are kept apart."""
-    query_round, key_round = _window_rounds(
-        rounds=rounds, chunks=chunks, offsets=offsets, device=seen.codes.device
-    )
-    outside = (
-        (key_round != query_round) if seen.modulus is None else torch.zeros_like(key_round, dtype=torch.bool)
-    )
-    return outside.repeat_interleave(length, dim=1)[:, None, :]
-
-
-def _view_ranks(
-    seen: masking.Visibility, *, rounds: int, chunks: int, length: int, offsets: tuple[int, ...]
-) -> Int[Tensor, "all_chunks 1 window"]:
-    """Place in `seen.views` of the view that each row of each window belongs to."""
-    device = seen.codes.device
-    query_round, key_round = _window_rounds(rounds=rounds, chunks=chunks, offsets=offsets, device=device)
-    table = torch.zeros(rounds, rounds, dtype=torch.int64)
-    for rank, (query, key) in enumerate(seen.views):
-        table[query, key] = rank
-    ranks = table.to(device)[query_round, key_round % rounds]
-    return ranks.repeat_interleave(length, dim=1)[:, None, :]
 
 
 def _offsets(options: LSHOptions, *, chunks: int, rounds: int) -> tuple[int, ...]:

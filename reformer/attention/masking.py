@@ -105,5 +105,8 @@ def mask_scores(
     hidden: Bool[Tensor, "*#outer #query key"],
     own: Bool[Tensor, "*#outer query key"],
 ) -> Float[Tensor, "*outer query key"]:
-    """Penalise a token's own key, then hide what is hidden: a hidden own key is never raised again."""
-    return scores.masked_fill(own, SELF).masked_fill(hidden, MASKED)
+    """Penalise a token's own key, then hide what is hidden: a hidden own key is never raised again.
+
+    `scores` is overwritten.
+    """
+    return scores.masked_fill_(own, SELF).masked_fill_(hidden, MASKED)

@@ -61,8 +61,7 @@ class LSHOptions:
         one_of("seams", self.seams, SEAMS)
         one_of("logit_scale", self.logit_scale, LOGIT_SCALES)
         one_of("backend", self.backend, BACKENDS)
-        if not 0 <= self.dropout_p < 1:
-            raise ValueError(f"dropout_p={self.dropout_p}: a share of weights; give 0 ≤ dropout_p < 1")
+        check_dropout(self.dropout_p)
         if self.strict and self.n_chunks_before < 1:
             raise ValueError(
                 "n_chunks_before=0: causality 'strict' looks back one chunk at least; "
@@ -143,6 +142,8 @@ def resolve_buckets(
                 f"buckets of shape {tuple(buckets.shape)}: give [batch, heads, n_hashes, seq] = {expected}"
             )
         return buckets
+    if max_length is not None:
+        at_least("max_length", max_length, 1)
     if n_buckets is None:
         n_buckets = bucket_counts.automatic(max_length=max_length or seq, chunk_length=options.chunk_length)
     hashing.check(n_buckets)
@@ -159,6 +160,7 @@ def check_inputs(
     qk: Float[Tensor, "batch heads seq dim"],
     v: Float[Tensor, "batch heads seq value"],
     *,
+    k: Float[Tensor, "batch heads seq dim"] | None = None,
     padding_mask: Bool[Tensor, "batch seq"] | None,
 ) -> None:
     """Refuse tensors that do not fit together.
@@ -172,6 +174,8 @@ def check_inputs(
         )
     if qk.shape[:3] != v.shape[:3]:
         raise ValueError(f"qk of shape {tuple(qk.shape)}, v of {tuple(v.shape)}: batch, heads and seq differ")
+    if k is not None and k.shape != qk.shape:
+        raise ValueError(f"k of shape {tuple(k.shape)}: give the shape of q, {tuple(qk.shape)}")
     if padding_mask is None:
         return
     expected = (qk.shape[0], qk.shape[2])
@@ -190,6 +194,16 @@ def at_least(name: str, value: int, least: int) -> None:
     """
     if value < least:
         raise ValueError(f"{name}={value}: must be at least {least}; use {name}={least} or more")
+
+
+def check_dropout(dropout_p: float) -> None:
+    """Refuse a share of dropped weights that leaves none or is negative.
+
+    Raises:
+        ValueError: names the value, the rule and the mend.
+    """
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p={dropout_p}: a share of weights; give 0 ≤ dropout_p < 1")
 
 
 def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -38,6 +38,8 @@ def check(n_buckets: Buckets) -> None:
     Raises:
         ValueError: names the value, the rule and the mend.
     """
+    if not factors(n_buckets):
+        raise ValueError("n_buckets=(): no factors; use two even factors or None for the automatic count")
     for factor in factors(n_buckets):
         if factor < 2 or factor % 2:
             what = "each factor" if isinstance(n_buckets, tuple) else "it"

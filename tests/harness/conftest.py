@@ -72,8 +72,8 @@ def _quiet_children() -> Iterator[None]:
 
 
 @pytest.fixture
-def fresh_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
-    """A shell that starts and ends a measuring process with each command; the report is left out."""
+def bare_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    """A shell in an empty folder; the report is left out."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("harness.report.build", lambda study: study / "report" / "report.html")
 
@@ -86,10 +86,17 @@ def fresh_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 @pytest.fixture
-def shell(fresh_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
+def fresh_shell(bare_shell: Shell) -> Shell:
+    """A shell whose commands start and end a measuring process each, as they do outside the tests."""
+    process_server().close()
+    return bare_shell
+
+
+@pytest.fixture
+def shell(bare_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> Shell:
     """A shell whose commands share one measuring process, which saves importing torch each time."""
     monkeypatch.setattr(ForkServer, "close", lambda self: None)
-    return fresh_shell
+    return bare_shell
 
 
 @pytest.fixture

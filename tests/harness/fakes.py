@@ -115,7 +115,7 @@ def _allocate_in_python(_: TrialSpec) -> None:
 def _allocate_until_refused(_: TrialSpec) -> None:
     import torch
 
-    held = []
+    held: list[torch.Tensor] = []
     while len(held) < 4096:
         held.append(torch.ones(1 << 18))
 

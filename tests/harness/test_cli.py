@@ -17,8 +17,9 @@ import pytest
 import harness
 from harness import cli
 from harness.errors import UsageError
+from harness.paths import conf_dir
 from harness.record import TrialRecord
-from harness.server import ForkServer
+from harness.server import Decoded, ForkServer, ServerError
 from tests.harness.conftest import FAKE_CONF, Shell, gone, harness_environment
 
 HARNESS = [sys.executable, "-P", "-m", "harness"]
@@ -34,7 +35,7 @@ def test_one_trial(shell: Shell) -> None:
     first, second, third, fourth = result.out.splitlines()
     assert first == "study default: 1 trial (1 new), 1 to run"
     assert second.startswith("[1/1] ok  accuracy 0.750  2k tokens/s  1 MiB  ")
-    assert third.startswith("1 of 1 trials in 0:0")
+    assert third.startswith("1 of 1 trial in 0:0")
     assert fourth == "report: results/default/report/report.html"
     (record,) = shell.records()
     assert record.cell == {"seed": "0"}
@@ -42,7 +43,9 @@ def test_one_trial(shell: Shell) -> None:
 
 
 def test_a_sweep_and_its_study(shell: Shell) -> None:
-    result = shell.fake("run", "-m", "attention.n_hashes=1,2", "model.residual=plain,reversible", "study=mine")
+    result = shell.fake(
+        "run", "-m", "attention.n_hashes=1,2", "model.residual=plain,reversible", "study=mine"
+    )
     assert result.code == 0
     assert "[4/4] ok  n_hashes=" in result.out
     assert len({json.dumps(record.cell) for record in shell.records("mine")}) == 4
@@ -84,7 +87,7 @@ def test_failures_are_data_and_an_exit_code(shell: Shell) -> None:
     assert result.code == 1
     assert shell.statuses() == ["error", "killed", "ok", "out_of_memory"]
     assert "1 ok, 1 out_of_memory, 1 error, 1 killed" in result.out
-    assert "2 trials failed: rerun=failed tries them again" in result.out
+    assert "failed: 2 trials (rerun=failed tries again" in result.out
     again = shell.fake(*command)
     assert (again.code, "0 to run" in again.out) == (1, True)
     retried = shell.fake(*command, "rerun=failed")
@@ -114,7 +117,7 @@ def test_records_of_other_code_are_told_and_measured_again_on_demand(
     stale = record.__class__(**{**record.__dict__, "code": "other"})
     shell.study().write(stale)
     result = shell.fake("run")
-    assert "1 trials were measured with other code: rerun=stale" in result.out
+    assert "measured with other code: 1 trial (rerun=stale measures again)" in result.out
     assert "1 to run" in shell.fake("run", "rerun=stale").out
     assert shell.records()[0].code == record.code
 
@@ -160,7 +163,7 @@ def test_nothing_runs_when_the_second_experiment_is_wrong(shell: Shell) -> None:
 
 
 def known_experiments() -> list[str]:
-    folders = (FAKE_CONF / "experiment", cli.conf_dir() / "experiment")
+    folders = (FAKE_CONF / "experiment", conf_dir() / "experiment")
     return sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
 
 
@@ -186,7 +189,7 @@ def test_hydra_leaves_no_folders(shell: Shell) -> None:
 
 
 def test_a_trial_claimed_by_another_sweep_is_left_to_it(shell: Shell) -> None:
-    from harness.runner import claimed
+    from harness.claims import claimed
 
     planned = shell.fake("plan")
     trial_id = planned.out.split("new ")[-1].split()[0]
@@ -194,7 +197,7 @@ def test_a_trial_claimed_by_another_sweep_is_left_to_it(shell: Shell) -> None:
     with claimed(shell.study(), trial_id, timeout_s=None):
         result = shell.fake("run")
     assert result.code == 1
-    assert "1 trials have no record; another process is running 1 of them" in result.out
+    assert "without a record: 1 trial (1 of them run in another process)" in result.out
 
 
 def test_a_job_that_is_not_the_planned_trial_is_an_error(
@@ -210,6 +213,25 @@ def test_a_job_that_is_not_the_planned_trial_is_an_error(
     (record,) = shell.records()
     assert record.outcome.status == "error"
     assert "not to the planned 000000000000" in record.outcome.message
+
+
+def test_a_server_that_fails_a_job_is_an_error_of_that_trial(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, calls = ForkServer.decode, []
+
+    def fail_the_second(self: ForkServer, configs: Sequence[Any], *, check_device: bool) -> list[Decoded]:
+        calls.append(configs)
+        if len(calls) == 2:
+            raise ServerError("the measuring process is away")
+        if len(calls) == 3:
+            return [Decoded(trial_id="x", error="device=cuda: it has gone away")]
+        return decode(self, configs, check_device=check_device)
+
+    monkeypatch.setattr(ForkServer, "decode", fail_the_second)
+    assert shell.fake("run", "-m", "attention.n_hashes=1,2,4").code == 1
+    messages = [record.outcome.message for record in shell.records()]
+    assert messages == ["the measuring process is away", "device=cuda: it has gone away", ""]
 
 
 def test_a_report_that_fails_is_one_line_and_changes_no_exit_code(
@@ -233,7 +255,7 @@ def test_a_disk_that_is_full_is_told_and_fails(shell: Shell, monkeypatch: pytest
     monkeypatch.setattr(Study, "write", full)
     result = shell.fake("run")
     assert result.code == 1
-    assert "1 trials could not be recorded: OSError: [Errno 28] No space left" in result.complaint
+    assert "1 trial could not be recorded: OSError: [Errno 28] No space left" in result.complaint
 
 
 def test_a_launcher_that_fails_is_told(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,9 +275,8 @@ def test_a_server_that_cannot_start_is_one_line(fresh_shell: Shell, monkeypatch:
     monkeypatch.setenv("PYTHONPATH", str(fresh_shell.folder))
     monkeypatch.setattr("harness.server._server_variables", lambda: dict(os.environ))
     result = fresh_shell.fake("run")
-    assert result.code == 1
-    assert "ended by itself" in result.complaint
-    assert "no torch here" in result.complaint or "harness" in result.complaint
+    assert (result.code, result.out) == (1, "")
+    assert result.complaint.startswith("harness: the measuring process ended by itself (exit code 1): ")
 
 
 # What a user gets wrong
@@ -359,7 +380,7 @@ def test_plan_tells_the_states_and_writes_nothing(shell: Shell) -> None:
     assert result.code == 0
     states = [line.split()[0] for line in result.out.splitlines()[1:]]
     assert states == ["invalid", "invalid", "failed", "new"]
-    assert "does=raise n_buckets=null     error: LookupError" in result.out
+    assert "  does=raise n_buckets=null    error: LookupError: the model was not there\n" in result.out
     assert sorted(shell.folder.rglob("*")) == before
     assert "(runs again)" in shell.fake("plan", "workload.does=raise", "rerun=failed").out
 
@@ -378,7 +399,9 @@ def test_plan_exports_specs_that_the_worker_takes(shell: Shell) -> None:
 def test_hydras_flags_work_behind_run(shell: Shell) -> None:
     assert "n_hashes: 7" in shell("run", "--cfg", "job", "attention.n_hashes=7").out
     assert shell("run", "-c", "job", "-p", "task", "--resolve").out.startswith("# @package task\n_target_:")
-    assert "_target_: hydra_plugins.harness_sweeper" in shell("run", "--cfg", "hydra", "-p", "hydra.sweeper").out
+    assert (
+        "_target_: hydra_plugins.harness_sweeper" in shell("run", "--cfg", "hydra", "-p", "hydra.sweeper").out
+    )
     assert "hydra/sweeper/harness" in shell("run", "--info", "defaults").out
 
 
@@ -398,6 +421,12 @@ def test_help_of_run_lists_the_groups(shell: Shell) -> None:
     assert "exit codes" in out
 
 
+def test_version(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shell("--version").out.startswith("harness ")
+    monkeypatch.setattr("harness.sweep.DISTRIBUTION", "no-such-distribution")
+    assert shell("--version").out == "harness (not installed)\n"
+
+
 def test_main_help(shell: Shell) -> None:
     assert shell("--help").out == shell().out
     assert (shell("--help").code, shell().code) == (0, 2)
@@ -413,7 +442,9 @@ def test_hydra_is_clean_after_each_command(shell: Shell) -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     heavy = ["torch", "pandas", "numpy", "hydra", "omegaconf", "psutil", "seaborn"]
     code = f"import sys, harness; print([name for name in {heavy} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=harness_environment())
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=harness_environment()
+    )
     assert result.stdout == "[]\n"
 
 
@@ -422,7 +453,9 @@ def test_planning_imports_neither_torch_nor_pandas(shell: Shell) -> None:
         "import sys; from harness import cli; cli.main(['plan'])\n"
         "print([name for name in ('torch', 'pandas', 'seaborn', 'reformer') if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=harness_environment())
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=harness_environment()
+    )
     assert result.stdout.splitlines()[-1] == "[]", result.stderr
 
 
@@ -435,6 +468,22 @@ def test_from_python(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
         harness.load("nope")
     with pytest.raises(UsageError, match="unknown key"):
         harness.run(["zzz=1"])
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_launch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        harness.run(["-cd", str(FAKE_CONF), "workload=fake", "seed=7"])
+
+
+def test_ctrl_c_while_planning(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ForkServer, "decode", interrupt)
+    result = shell.fake("run")
+    assert (result.code, result.err) == (130, "harness: interrupted\n")
 
 
 # Interruption and launchers, in a process of its own
@@ -536,14 +585,20 @@ def test_joblib_runs_several_at_once_and_prints_the_same(shell: Shell) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_with_joblib(shell: Shell) -> None:
-    arguments = ["-m", "seed=0,1,2,3", "workload.seconds=30", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    arguments = [
+        "-m",
+        "seed=0,1,2,3",
+        "workload.seconds=30",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    ]
     process = start(shell, *arguments)
     wait_for_claims(shell, 2)
     children = offspring(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "harness: interrupted: 0 of 4 trials are done; the same command does the rest\n"
+    assert err == "harness: interrupted: 0 of 4 trials done; the same command does the rest\n"
     deadline = time.monotonic() + 15
     while not all(gone(child) for child in children):
         assert time.monotonic() < deadline
@@ -555,13 +610,21 @@ def test_the_real_workload_from_the_shell_to_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = ["train.steps=2", "evaluate.n_hashes=[1]", "evaluate.hash_seeds=[0]", "task.length=64", "threads=1"]
+    settings = [
+        "train.steps=2",
+        "evaluate.n_hashes=[1]",
+        "evaluate.hash_seeds=[0]",
+        "task.length=64",
+        "threads=1",
+    ]
     assert cli.main(["run", "-m", "attention.n_hashes=1,2", *settings]) == 0
     assert "report: results/default/report/report.html" in capsys.readouterr().out
     assert (tmp_path / "results" / "default" / "report" / "report.html").is_file()
 
 
-def test_the_server_is_closed_when_a_command_ends(fresh_shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_is_closed_when_a_command_ends(
+    fresh_shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed = []
     close = ForkServer.close
 

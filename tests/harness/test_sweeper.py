@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException, MissingConfigException
+from hydra.types import HydraContext, RunMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,10 +19,6 @@ from harness.cli import _hydra, _parse
 from harness.errors import UsageError
 from harness.plan import Placement, Plan
 from harness.store import Study
-from hydra._internal.hydra import Hydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, MissingConfigException
-from hydra.types import HydraContext, RunMode
 from hydra_plugins.harness_sweeper import HarnessSweeper, plain_config
 from hydra_plugins.harness_sweeper._sweeper import Composer, _quoted, _without_hydra, job_ticket
 from tests.harness.conftest import FAKE_CONF, Shell
@@ -139,7 +139,9 @@ def test_a_key_of_the_experiment_stays_in_the_cell_when_one_level_is_typed(
 
 
 def test_ranges_choices_and_globs_are_levels(hydra: Hydra, tmp_path: Path) -> None:
-    plan = plan_of(hydra, tmp_path, "seed=range(0,3)", "hashing=glob(*,exclude=random)", "train.lr=choice(1e-3,2)")
+    plan = plan_of(
+        hydra, tmp_path, "seed=range(0,3)", "hashing=glob(*,exclude=random)", "train.lr=choice(1e-3,2)"
+    )
     assert plan.factors["seed"] == ("0", "1", "2")
     assert plan.factors["hashing"] == ("cross_polytope", "hyperplane")
     assert plan.factors["train.lr"] == ("0.001", "2")

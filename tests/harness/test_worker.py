@@ -112,6 +112,27 @@ def test_one_shot_refuses_what_is_no_trial(text: str) -> None:
     assert result.stderr.splitlines()[-1].startswith("harness: standard input is no trial")
 
 
+def test_one_shot_can_be_interrupted(spec_of: SpecOf) -> None:
+    _, spec = spec_of(seconds=60.0)
+    with subprocess.Popen(
+        WORKER,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=harness_environment(),
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(json.dumps(spec))
+        process.stdin.close()
+        assert process.stderr.readline().startswith("progress: ")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert process.stdout is not None
+        assert process.stdout.read() == ""
+
+
 @pytest.fixture
 def raw_server() -> Iterator[subprocess.Popen[str]]:
     """A fork server whose pipes the test holds itself."""

@@ -20,7 +20,9 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def query_and_value(seq: int = SEQ, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def query_and_value(
+    seq: int = SEQ, *, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """Shared queries and keys, and values."""
     qk = normal(BATCH, HEADS, seq, DIM, seed=seed, dtype=dtype)
     return qk, normal(BATCH, HEADS, seq, VALUE, seed=seed + 1, dtype=dtype)
@@ -40,7 +42,9 @@ def one_hot_values(seq: int, *, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.eye(seq, dtype=dtype).expand(BATCH, HEADS, seq, seq)
 
 
-def value_and_gradients(function: Callable[..., Tensor], *inputs: Tensor, **settings: Any) -> tuple[Tensor, ...]:
+def value_and_gradients(
+    function: Callable[..., Tensor], *inputs: Tensor, **settings: Any
+) -> tuple[Tensor, ...]:
     """An output, and the gradient of a weighted sum of it by each input."""
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     out = function(*leaves, **settings)
@@ -54,7 +58,11 @@ def assert_all_close(actual: Sequence[Tensor], expected: Sequence[Tensor], *, to
         assert a.shape == b.shape
         scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0
         torch.testing.assert_close(
-            a.double(), b.double(), rtol=0, atol=tolerance * scale, msg=lambda text, i=index: f"tensor {i}: {text}"
+            a.double(),
+            b.double(),
+            rtol=0,
+            atol=tolerance * scale,
+            msg=lambda text, i=index: f"tensor {i}: {text}",
         )
 
 

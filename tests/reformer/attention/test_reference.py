@@ -82,14 +82,18 @@ def test_lsh_attention_and_its_gradients_equal_the_dense_twin(row: dict[str, Any
 
 
 @hypothesis_settings(max_examples=300)
-@given(st.fixed_dictionaries({name: st.sampled_from(levels) for name, levels in FACTORS.items()}).filter(allowed))
+@given(
+    st.fixed_dictionaries({name: st.sampled_from(levels) for name, levels in FACTORS.items()}).filter(allowed)
+)
 def test_lsh_attention_equals_the_dense_twin_in_any_combination(row: dict[str, Any]) -> None:
     assert_fast_equals_dense(row)
 
 
 @pytest.mark.slow
 @hypothesis_settings(max_examples=1500)
-@given(st.fixed_dictionaries({name: st.sampled_from(levels) for name, levels in FACTORS.items()}).filter(allowed))
+@given(
+    st.fixed_dictionaries({name: st.sampled_from(levels) for name, levels in FACTORS.items()}).filter(allowed)
+)
 def test_lsh_attention_equals_the_dense_twin_in_many_combinations(row: dict[str, Any]) -> None:
     assert_fast_equals_dense(row)
 
@@ -213,7 +217,9 @@ def test_strict_sees_itself_and_the_last_tokens_of_its_bucket(
     assert_all_close([actual], [expected], tolerance=1e-12)
 
 
-def rolled_attention(qk: Tensor, v: Tensor, buckets: Tensor, *, chunk: int, before: int, after: int, causal: bool) -> Tensor:
+def rolled_attention(
+    qk: Tensor, v: Tensor, buckets: Tensor, *, chunk: int, before: int, after: int, causal: bool
+) -> Tensor:
     """Chunks of all rounds in one row, rolled past each other; every slot of a window counts."""
     batch, heads, rounds, seq = buckets.shape
     order = (buckets * seq + torch.arange(seq)).argsort(dim=-1)
@@ -277,7 +283,9 @@ def test_rounds_together_see_what_each_sees_alone(causality: str, duplicates: st
     settings: dict[str, Any] = {"chunk_length": 5, "causality": causality}
     shown = torch.zeros(BATCH, HEADS, SEQ, SEQ, dtype=torch.int64)
     for r in range(5):
-        alone = lsh_attention(qk, one_hot_values(SEQ), n_hashes=1, buckets=buckets[:, :, r : r + 1], **settings)
+        alone = lsh_attention(
+            qk, one_hot_values(SEQ), n_hashes=1, buckets=buckets[:, :, r : r + 1], **settings
+        )
         shown += alone > 0
     if duplicates == "count":
         # `sum` would weigh a pair by the rounds that show it.

@@ -1,0 +1,103 @@
+from typing import Any
+
+import pytest
+import torch
+
+from reformer import CrossPolytope, Hyperplane
+from reformer.attention.options import LSHOptions, hash_vectors
+from tests.reformer.helpers import BATCH, DIM, HEADS, SEQ, normal
+
+
+def options(**settings: Any) -> LSHOptions:
+    return LSHOptions(**({"n_hashes": 2, "chunk_length": 5} | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"n_hashes": 0}, "n_hashes=0: must be at least 1; use n_hashes=1 or more"),
+        ({"chunk_length": -3}, "chunk_length=-3: must be at least 1; use chunk_length=1 or more"),
+        ({"n_chunks_before": -1}, "n_chunks_before=-1: must be at least 0; use n_chunks_before=0 or more"),
+        ({"n_chunks_after": -1}, "n_chunks_after=-1: must be at least 0; use n_chunks_after=0 or more"),
+        ({"causality": "strickt"}, "causality='strickt': use one of strict, bucket, published"),
+        ({"duplicates": "first"}, "duplicates='first': use one of count, sum"),
+        ({"seams": "open"}, "seams='open': use one of masked, reference"),
+        ({"logit_scale": "none"}, "logit_scale='none': use one of trax, sqrt_d"),
+        ({"backend": "cuda"}, "backend='cuda': use one of auto, reference"),
+        ({"dropout_p": 1.0}, "dropout_p=1.0: a share of weights; give 0 ≤ dropout_p < 1"),
+        ({"dropout_p": -0.1}, "dropout_p=-0.1: a share of weights; give 0 ≤ dropout_p < 1"),
+        (
+            {"n_chunks_before": 0},
+            "n_chunks_before=0: causality 'strict' looks back .*; use n_chunks_before=1 or",
+        ),
+        (
+            {"n_chunks_after": 1},
+            "n_chunks_after=1: causality 'strict' sees nothing later .*; use n_chunks_after=0",
+        ),
+    ],
+)
+def test_a_wrong_switch_is_a_value_error_that_names_value_rule_and_mend(
+    settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        options(**settings)
+
+
+def test_what_strict_forbids_is_allowed_where_it_is_not_in_force() -> None:
+    assert not options(n_chunks_before=0, causality="bucket").strict
+    assert not options(n_chunks_before=0, n_chunks_after=2, causal=False).strict
+
+
+@pytest.mark.parametrize(
+    ("settings", "same_bucket", "after"),
+    [
+        ({}, True, 0),
+        ({"causality": "bucket"}, True, 0),
+        ({"causality": "published"}, False, 0),
+        ({"causality": "published", "bucket_mask": True}, True, 0),
+        ({"causal": False}, False, 1),
+        ({"causal": False, "bucket_mask": True}, True, 1),
+        ({"causal": False, "n_chunks_after": 0}, False, 0),
+        ({"causality": "bucket", "n_chunks_after": 2}, True, 2),
+    ],
+)
+def test_defaults_follow_from_causality(settings: dict[str, Any], same_bucket: bool, after: int) -> None:
+    assert options(**settings).same_bucket is same_bucket
+    assert options(**settings).after == after
+
+
+def test_the_band_is_the_look_back_in_tokens() -> None:
+    assert options(n_chunks_before=3).band == 15
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_vectors_are_hashed_in_float32_even_under_autocast(dtype: torch.dtype) -> None:
+    vectors = normal(BATCH, HEADS, SEQ, DIM).to(dtype)
+
+    def buckets(vectors: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return hash_vectors(vectors, hashing=CrossPolytope(), n_hashes=17, n_buckets=64, generator=generator)
+
+    plain = buckets(vectors.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(buckets(vectors), plain)
+        assert torch.equal(buckets(vectors.float()), plain)
+
+
+def test_float64_vectors_are_hashed_in_float64() -> None:
+    # Two vectors that float32 cannot tell apart, either side of a hyperplane.
+    generator = torch.Generator().manual_seed(3)
+    normals = torch.randn(1, 2, 1, 1, generator=generator).double()[0, :, 0, 0]
+    along = torch.tensor([-normals[1], normals[0]], dtype=torch.float64)
+    vectors = torch.stack([along + 1e-10 * normals, along - 1e-10 * normals])[None, None]
+    ids = hash_vectors(
+        vectors, hashing=Hyperplane(), n_hashes=1, n_buckets=2, generator=torch.Generator().manual_seed(3)
+    )
+    assert ids.flatten().tolist() == [1, 0]
+
+
+def test_hashing_is_detached() -> None:
+    vectors = normal(BATCH, HEADS, SEQ, DIM).requires_grad_()
+    ids = hash_vectors(vectors, hashing=CrossPolytope(), n_hashes=2, n_buckets=4, generator=torch.Generator())
+    assert not ids.requires_grad
+    assert ids.dtype == torch.int64
