@@ -20,7 +20,9 @@ def check(device: str) -> None:
         raise ValueError(f"device={device!r}: use one of {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-        raise ValueError(f"device=cuda: torch {torch.__version__} ({build} build) finds no GPU here; use device=cpu")
+        raise ValueError(
+            f"device=cuda: torch {torch.__version__} ({build} build) finds no GPU here; use device=cpu"
+        )
 
 
 def synchronize(device: torch.device) -> None:

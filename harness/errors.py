@@ -1,7 +1,7 @@
 """The one error type that a user of the harness can cause, and its exit codes.
 
-    HarnessError          what went wrong, in one line, and the exit code it ends with
-    └── UsageError        2: what was typed cannot work
+HarnessError          what went wrong, in one line, and the exit code it ends with
+└── UsageError        2: what was typed cannot work
 """
 
 EXIT_OK = 0

@@ -134,7 +134,9 @@ class EvaluateSpec:
         grid: list[tuple[dict[str, int | str], Attending]] = []
         for rounds in self.n_hashes:
             for seed in self.hash_seeds:
-                grid.append(({"n_hashes": rounds, "hash_seed": seed}, Attending(n_hashes=rounds, hash_seed=seed)))
+                grid.append(
+                    ({"n_hashes": rounds, "hash_seed": seed}, Attending(n_hashes=rounds, hash_seed=seed))
+                )
         for control in self.controls:
             for seed in self.hash_seeds if control == "random" else (None,):
                 at: dict[str, int | str] = {"attention": control}

@@ -12,6 +12,8 @@ from scipy.special import ndtr, stdtrit
 
 #: Two-sided confidence of every interval that is shown.
 CONFIDENCE = 0.95
+#: Resampling cannot reach beyond the values themselves, as an honest interval of a few of them must.
+_LEAST_BOOTSTRAPPED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +52,15 @@ def bootstrap_interval(
 ) -> Interval:
     """Mean and expanded percentile bootstrap interval; the same values give the same interval.
 
-    The plain percentile interval is too narrow by sqrt((n-1)/n) and by z/t; both are made up for by
-    widening its tails.
+    Fewer than eight values get Student's interval, as no resampling of them can be wide enough. The plain
+    percentile interval is too narrow by sqrt((n-1)/n) and by z/t; both are made up for by widening its
+    tails.
 
     Source: Hesterberg, "What Teachers Should Know About the Bootstrap", 2015, section 5.3.
     """
     data = np.asarray(values, dtype=float)
     n = int(data.size)
-    if n < 2:
+    if n < _LEAST_BOOTSTRAPPED:
         return t_interval(data, confidence=confidence)
     # Over thousands of pairs the interval is smooth after far fewer resamples.
     resamples = max(500, min(resamples, 2_000_000 // n))

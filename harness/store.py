@@ -1,10 +1,10 @@
 """Studies on disk: records written once, atomically, safe for many writers on a shared file system.
 
-    results/<study>/study.json               name, command, swept factors and levels, created, versions
-    results/<study>/trials/<trial_id>.json   one record
-    results/<study>/trials/superseded/       records that a rerun replaced
-    results/<study>/logs/<trial_id>.log      what the trial printed
-    results/<study>/report/                  made from the records, can be deleted at any time
+results/<study>/study.json               name, command, swept factors and levels, created, versions
+results/<study>/trials/<trial_id>.json   one record
+results/<study>/trials/superseded/       records that a rerun replaced
+results/<study>/logs/<trial_id>.log      what the trial printed
+results/<study>/report/                  made from the records, can be deleted at any time
 """
 
 from __future__ import annotations

@@ -112,8 +112,8 @@ class ReformerConfig:
                 "tie_weights=True: the head sees 2·d_model values with merge='concat'; use merge='mean'"
             )
         self._check_axial()
-        self.hashing.check(self.bucket_count)
         self.lsh_options()
+        self.hashing.check(self.bucket_count)
 
     @property
     def head_width(self) -> int:
@@ -168,7 +168,7 @@ class ReformerConfig:
         if self.positions != "axial":
             return
         shape, dims = self.axial_grid, self.axial_split
-        if len(shape) != 2 or shape[0] * shape[1] < self.max_length:
+        if len(shape) != 2 or min(shape) < 1 or shape[0] * shape[1] < self.max_length:
             raise ValueError(
                 f"axial_shape={shape}: two factors whose product is at least max_length={self.max_length}; "
                 "use None for an automatic shape"

@@ -22,6 +22,19 @@ class Scores(NamedTuple):
     scored: Int[Tensor, ""]
 
 
+class _TiedProjection(nn.Module):
+    """Projects by the embedding's matrix, which stays the embedding's alone: one owner, once in the state."""
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        super().__init__()
+        # In a tuple, since a module as an attribute would be registered a second time.
+        self._embedding = (embedding,)
+        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
+
+    def forward(self, x: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch rows vocab"]:
+        return F.linear(x, self._embedding[0].weight, self.bias)
+
+
 class LanguageModelHead(nn.Module):
     """Joins the two streams, normalises, and projects to the vocabulary."""
 
@@ -31,9 +44,9 @@ class LanguageModelHead(nn.Module):
         self.merge = config.merge
         self.block_length = config.loss_chunk_length
         self.norm = nn.LayerNorm(width)
-        self.projection = nn.Linear(width, config.vocab_size)
-        if config.tie_weights:
-            self.projection.weight = embedding.weight
+        self.projection = (
+            _TiedProjection(embedding) if config.tie_weights else nn.Linear(width, config.vocab_size)
+        )
 
     def forward(self, joined: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch rows vocab"]:
         logits: Tensor = self.projection(self.norm(joined))

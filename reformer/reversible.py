@@ -44,14 +44,17 @@ class _Replay:
     """What a branch needs to give the same values again."""
 
     random: RandomState | None
+    training: tuple[tuple[nn.Module, bool], ...]
     autocast: bool
     dtype: torch.dtype
     device: torch.device
 
     @staticmethod
-    def capture(device: torch.device, *, random: bool) -> "_Replay":
+    def capture(device: torch.device, *, block: Block) -> "_Replay":
+        training = tuple((module, module.training) for module in block.modules()) if block.has_dropout else ()
         return _Replay(
-            RandomState.capture(device) if random else None,
+            RandomState.capture(device) if any(mode for _, mode in training) else None,
+            training,
             torch.is_autocast_enabled(device.type),
             torch.get_autocast_dtype(device.type),
             device,
@@ -59,11 +62,24 @@ class _Replay:
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:
-        """Gradients on, the same random numbers, the same autocast."""
+        """Gradients on, the same modules in training, the same random numbers, the same autocast."""
         random = self.random.replayed() if self.random is not None else nullcontext()
         autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=self.autocast)
-        with torch.enable_grad(), random, autocast:
+        with torch.enable_grad(), _in_modes(self.training), random, autocast:
             yield
+
+
+@contextmanager
+def _in_modes(training: tuple[tuple[nn.Module, bool], ...]) -> Iterator[None]:
+    """Modules in training or not as given, whatever `train()` and `eval()` made of them since."""
+    now = [(module, module.training) for module, _ in training]
+    try:
+        for module, mode in training:
+            module.training = mode
+        yield
+    finally:
+        for module, mode in now:
+            module.training = mode
 
 
 class _ReversibleStack(torch.autograd.Function):
@@ -82,11 +98,10 @@ class _ReversibleStack(torch.autograd.Function):
         kept: list[Tensor | None] = []
         replays: list[tuple[_Replay, _Replay]] = []
         for block in blocks:
-            random = block.training and block.has_dropout
-            attention = _Replay.capture(x1.device, random=random)
+            attention = _Replay.capture(x1.device, block=block)
             attended = block.attend(x2, call=call)
             x1 = x1 + attended.out
-            feed_forward = _Replay.capture(x1.device, random=random)
+            feed_forward = _Replay.capture(x1.device, block=block)
             x2 = x2 + block.feed(x1)
             kept.append(attended.buckets)
             replays.append((attention, feed_forward))

@@ -19,7 +19,7 @@ from harness.plots.units import axis_label, in_axis_units
 from harness.statistics import matched_means
 
 #: More lines than this would be a grey wall: the rest is in the mean.
-_MAX_LINES = 200
+_MAX_LINES = 100
 
 
 def draw(trials: pd.DataFrame, *, factors: Mapping[str, Sequence[str]] | None = None) -> list[Plot]:
@@ -42,7 +42,8 @@ def _draw(trials: pd.DataFrame, *, task: str, factor: Factor, keys: Sequence[str
         if name is None or name not in trials.columns:
             continue
         cells = matched(trials, factor=factor, keys=keys, metric=name)
-        if cells.notna().any().sum() > 1:
+        # Numbers that are in no pair would be dots without a meaning.
+        if (cells.notna().sum(axis="columns") > 1).any():
             tables[name] = in_axis_units(cells, unit=describe(name).unit)
     if not tables:
         return None

@@ -30,6 +30,7 @@ LOOKS = {
 }
 _SHORT = {"out_of_memory": "memory"}
 _MAX_ROWS = 40
+_MAX_COLUMNS = 10
 
 
 def draw(trials: pd.DataFrame, *, factors: Mapping[str, Sequence[str]] | None = None) -> list[Plot]:
@@ -39,7 +40,8 @@ def draw(trials: pd.DataFrame, *, factors: Mapping[str, Sequence[str]] | None = 
     design = design_of(trials, factors=factors)
     names = sorted(design.cell_keys, key=lambda name: name != "task")
     texts = level_texts(trials, names)
-    wide = max(design.factors, key=lambda factor: len(factor.levels), default=None)
+    narrow = [factor for factor in design.factors if len(factor.levels) <= _MAX_COLUMNS]
+    wide = max(narrow, key=lambda factor: len(factor.levels), default=None)
     others = [name for name in names if wide is None or name != wide.name]
     rows = pd.Series(
         [cell_label({name: row[name] for name in others}) or "all" for row in texts.to_dict("records")],

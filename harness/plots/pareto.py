@@ -22,6 +22,8 @@ from harness.statistics import t_interval
 COSTS = ("peak_alloc_bytes", "tokens_per_s")
 #: Undominated settings that get a number; beyond, only their ring.
 MAX_NUMBERED = 12
+#: About the size of the axes, and how near points are drawn as one, in points of print.
+_WIDTH, _HEIGHT, _TOUCHING = 290.0, 235.0, 9.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,7 @@ def _panel(axes: Axes, *, front: Front, cost: str) -> None:
     )
     axes.set_ylabel(f"{axis_label(quality)}  {'→' if quality.better == 'higher' else '←'} better")
     _margins(axes, x=x, y=np.concatenate([y, low[several], (2 * y - low)[several]]))
-    _number(axes, x=x[best], y=y[best], numbers=cells["number"].to_numpy()[best])
+    _number(axes, x=x, y=y, best=best, numbers=[int(number) for number in cells["number"][best]])
 
 
 def _groups(front: Front) -> list[tuple[NDArray[np.bool_], str, str, str]]:
@@ -194,26 +196,91 @@ def _margins(axes: Axes, *, x: NDArray[np.float64], y: NDArray[np.float64]) -> N
 
 
 def _number(
-    axes: Axes, *, x: NDArray[np.float64], y: NDArray[np.float64], numbers: NDArray[np.int64]
+    axes: Axes,
+    *,
+    x: NDArray[np.float64],
+    y: NDArray[np.float64],
+    best: NDArray[np.bool_],
+    numbers: Sequence[int],
 ) -> None:
-    """Write the numbers beside their points, those of close points side by side."""
-    width, height = np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())
-    groups: list[tuple[float, float, list[int]]] = []
-    for left, top, number in sorted(zip(x, y, numbers, strict=True), key=lambda point: int(point[2])):
+    """Write the numbers beside their points, where neither a point nor another number is."""
+    # Places in points of print, on axes of about this size: the layout is not known before drawing.
+    scale = np.array([_WIDTH / np.ptp(axes.get_xlim()), _HEIGHT / np.ptp(axes.get_ylim())])
+    places = np.column_stack([x, y]) * scale
+    corner = np.array([axes.get_xlim()[0], axes.get_ylim()[0]]) * scale
+    inside = Box(corner[0], corner[1], corner[0] + _WIDTH, corner[1] + _HEIGHT)
+    obstacles = [Box.around(place, width=11, height=11) for place in places[best]]
+    obstacles += [Box.around(place, width=6, height=6) for place in places[~best]]
+    for place, at, members in _close_together(places[best], np.column_stack([x, y])[best], numbers):
+        text = ", ".join(str(number) for number in members)
+        width, height = 6.5 * len(text), 9.0
+        offsets = [
+            (dx, dy)
+            for reach in (8.0, 16.0, 26.0)
+            for dx, dy in (
+                (reach, 3.0),
+                (-reach - width, 3.0),
+                (-width / 2, reach),
+                (-width / 2, -reach - height),
+                (reach, -reach - 3.0),
+                (-reach - width, -reach - 3.0),
+            )
+        ]
+        boxes = [
+            Box(place[0] + dx, place[1] + dy, place[0] + dx + width, place[1] + dy + height)
+            for dx, dy in offsets
+        ]
+        crowding = [
+            sum(box.meets(other) for other in obstacles) + 10 * (not box.within(inside)) for box in boxes
+        ]
+        chosen = crowding.index(min(crowding))
+        obstacles.append(boxes[chosen])
+        axes.annotate(
+            text, tuple(at), xytext=offsets[chosen], textcoords="offset points", fontsize=9, fontweight="bold"
+        )
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in points of print."""
+
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    @classmethod
+    def around(cls, place: NDArray[np.float64], *, width: float, height: float) -> Box:
+        return cls(place[0] - width / 2, place[1] - height / 2, place[0] + width / 2, place[1] + height / 2)
+
+    def within(self, other: Box) -> bool:
+        return (
+            other.left <= self.left
+            and self.right <= other.right
+            and other.bottom <= self.bottom
+            and self.top <= other.top
+        )
+
+    def meets(self, other: Box) -> bool:
+        return (
+            self.left < other.right
+            and other.left < self.right
+            and self.bottom < other.top
+            and other.bottom < self.top
+        )
+
+
+def _close_together(
+    places: NDArray[np.float64], data: NDArray[np.float64], numbers: Sequence[int]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64], list[int]]]:
+    """Points that lie on each other share one label."""
+    groups: list[tuple[NDArray[np.float64], NDArray[np.float64], list[int]]] = []
+    for place, at, number in sorted(zip(places, data, numbers, strict=True), key=lambda entry: entry[2]):
         if number == 0:
             continue
-        for at_x, at_y, members in groups:
-            if abs(at_x - left) < 0.05 * width and abs(at_y - top) < 0.05 * height:
-                members.append(int(number))
-                break
+        near = next((group for group in groups if np.abs(group[0] - place).max() < _TOUCHING), None)
+        if near is None:
+            groups.append((place, at, [number]))
         else:
-            groups.append((float(left), float(top), [int(number)]))
-    for at_x, at_y, members in groups:
-        axes.annotate(
-            ", ".join(str(number) for number in members),
-            (at_x, at_y),
-            xytext=(6, 5),
-            textcoords="offset points",
-            fontsize=9,
-            fontweight="bold",
-        )
+            near[2].append(number)
+    return groups

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from harness.formatting import plain
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plot:
@@ -31,4 +33,6 @@ class Plot:
 
     def __post_init__(self) -> None:
         # Tasks and factors are part of the name, and a foreign record can call them anything.
+        for field in ("title", "caption", "alt"):
+            object.__setattr__(self, field, plain(getattr(self, field)))
         object.__setattr__(self, "name", re.sub(r"[^A-Za-z0-9_.-]+", "_", self.name)[:80])

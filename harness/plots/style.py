@@ -84,11 +84,16 @@ def colours(count: int) -> list[str]:
     """One colour a level: distinct ones for a few, a scale of one hue beyond."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
-    return [to_hex(colour) for colour in sns.color_palette("viridis", count)]
+    return [to_hex(colour) for colour in sns.color_palette("flare", count)]
 
 
 def markers(count: int) -> list[str]:
     return [MARKERS[index % len(MARKERS)] for index in range(count)]
+
+
+def dashes(count: int) -> list[str]:
+    """Line styles: where curves lie on each other, all of them can be seen."""
+    return [("-", "--", "-.", ":")[index % 4] for index in range(count)]
 
 
 def panels(count: int, *, width: float = 9.6, height: float = 3.1) -> tuple[Figure, Sequence[Axes]]:

@@ -17,7 +17,7 @@ from harness.record import TrialRecord
 
 #: Points a curve is averaged down to: more cannot be seen, and the noise between steps hides the trend.
 _POINTS = 60
-_MAX_LINES = 200
+_MAX_LINES = 60
 _MAX_PANELS = 6
 
 
@@ -96,7 +96,8 @@ def _panel(axes: Axes, *, curves: pd.DataFrame, factor: Factor | None) -> None:
         )
     levels = factor.levels if factor else ("all trials",)
     names = pd.Series("all trials", index=curves.index) if factor is None else curves[factor.name]
-    for level, colour in zip(levels, style.colours(len(levels)), strict=True):
+    looks = zip(style.colours(len(levels)), style.dashes(len(levels)), strict=True)
+    for level, (colour, dash) in zip(levels, looks, strict=True):
         chosen = curves[names == level]
         if chosen.empty:
             continue
@@ -106,13 +107,15 @@ def _panel(axes: Axes, *, curves: pd.DataFrame, factor: Factor | None) -> None:
             y="loss",
             ax=axes,
             color=colour,
+            linestyle=dash,
             label=plain(level, limit=20),
-            errorbar=("ci", 95),
-            n_boot=200,
-            seed=0,
+            errorbar=("se", 1.96),
             legend=False,
         )
     axes.set_title(plain(factor.name, limit=32) if factor else "All trials")
     axes.set_xlabel("step")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right", handlelength=1.2)
+    if factor is None:
+        return
+    many = len(levels) > 5
+    axes.legend(loc="upper right", handlelength=1.8, ncols=2 if many else 1, fontsize=8 if many else 9)

@@ -16,7 +16,7 @@ from harness.report import render
 from harness.report.document import Picture
 from harness.report.sections import Placed, Study, document
 
-__all__ = ["build", "main"]
+__all__ = ["build", "main", "read_study"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,14 +46,15 @@ def build(study_path: Path) -> Path:
     folder = store.Study(Path(study_path))
     if not folder.trials.is_dir():
         raise UsageError(f"no study at {folder.path} (it has no folder trials/)")
-    study = _read(folder)
+    study = read_study(folder)
     try:
         return _write(study, report=folder.report)
     except OSError as error:
         raise UsageError(f"cannot write the report to {folder.report}: {error.strerror or error}") from error
 
 
-def _read(folder: store.Study) -> Study:
+def read_study(folder: store.Study) -> Study:
+    """Records, tables and effects of a study, whatever state it is in."""
     records, unreadable = folder.scan()
     info = folder.read_info()
     factors = aggregate.typed_levels(info)
@@ -76,9 +77,13 @@ def _write(study: Study, *, report: Path) -> Path:
         old.unlink()
     _write_tables(study, report=report)
     pictures = []
+    names: set[str] = set()
     for plot in draw_all(study.trials, records=study.records, factors=study.factors):
-        svg = style.save(plot.figure, folder=figures, name=plot.name)
-        picture = Picture(name=plot.name, title=plot.title, caption=plot.caption, alt=plot.alt, svg=svg)
+        # Long or odd names of factors can end up as one.
+        name = plot.name if plot.name not in names else f"{plot.name}-{len(names)}"
+        names.add(name)
+        svg = style.save(plot.figure, folder=figures, name=name)
+        picture = Picture(name=name, title=plot.title, caption=plot.caption, alt=plot.alt, svg=svg)
         pictures.append(Placed(section=plot.section, task=plot.task, picture=picture))
     whole = document(study, pictures=pictures)
     store.write_atomically(report / "report.md", render.markdown(whole))

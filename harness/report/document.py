@@ -89,4 +89,4 @@ class Document:
 
 def cell(text: object, *, detail: str = "", value: float | None = None, href: str | None = None) -> Cell:
     """A table entry from any text, made printable."""
-    return Cell(text=plain(text, limit=200), detail=plain(detail), value=value, href=href)
+    return Cell(text=plain(text, limit=1000), detail=plain(detail), value=value, href=href)

@@ -28,6 +28,8 @@ _PHRASES = {
 }
 #: Ratios nearer to 1 than this are told as no difference: a tenth of a per cent is nobody's finding.
 _SAME = 0.001
+#: An accuracy that is not this much above guessing has not been learned.
+_LEARNED = 0.02
 #: What a machine is, as far as numbers depend on it.
 MACHINE = ("torch", "cpu_model", "cpu_capability", "device_name", "threads", "allocator", "mem_method")
 
@@ -60,6 +62,7 @@ def cautions(
         *_incomplete(trials, unreadable=unreadable, info=info),
         *_mixed(records),
         *_eval_sets(trials, records=records),
+        *(line for task, part in by_task(trials) for line in _near_floor(part, task=task)),
         *(line for task, part in by_task(trials) for line in _design_lines(part, task=task, factors=factors)),
         *_lost_pairs(effects),
         *_one_seed(trials),
@@ -120,10 +123,14 @@ def _best(front: Front) -> str:
     label = cell_label({name: str(best[name]) for name in front.design.cell_keys}, separator=", ")
     if len(front.cells) == 1:
         return f"{value(float(best[front.quality]), metric=quality)} {quality.label}, at {costs}."
-    return (
-        f"best {quality.label} {value(float(best[front.quality]), metric=quality)} with {label}, at {costs}; "
-        f"{int(front.cells['undominated'].sum())} of {len(front.cells)} settings are undominated."
+    count = int(front.cells["undominated"].sum())
+    rest = (
+        "no other setting is better in any of these"
+        if count == 1
+        else f"{count} of {len(front.cells)} settings are undominated"
     )
+    reached = value(float(best[front.quality]), metric=quality)
+    return f"best {quality.label} {reached} with {label}, at {costs}; {rest}."
 
 
 def _factor_lines(effects: pd.DataFrame, *, quality: str | None) -> list[str]:
@@ -243,6 +250,22 @@ def _eval_sets(trials: pd.DataFrame, *, records: Sequence[TrialRecord]) -> list[
             "Trials of one task and seed were evaluated on different data: their quality is not comparable."
         ]
     return []
+
+
+def _near_floor(trials: pd.DataFrame, *, task: str) -> list[str]:
+    """A model that has learned nothing says nothing on the quality of its settings."""
+    floors = [name for name in ("chance_accuracy", "majority_accuracy") if name in trials.columns]
+    if quality_column(trials) != "accuracy" or not floors:
+        return []
+    floor = trials[floors].max(axis="columns")
+    learned = trials["accuracy"] > floor + _LEARNED
+    known = trials["accuracy"].notna() & floor.notna()
+    count = int((known & ~learned).sum())
+    if count == 0:
+        return []
+    of = _count(int(known.sum()), "trial")
+    name = plain(task, limit=40)
+    return [f"{name}: accuracy is at chance or majority in {count} of {of}: they say nothing on quality."]
 
 
 def _design_lines(trials: pd.DataFrame, *, task: str, factors: Mapping[str, Sequence[str]]) -> list[str]:

@@ -131,7 +131,7 @@ def _subtitle(study: Study) -> str:
     trials = study.trials
     done = int((trials["outcome"] == "ok").sum())
     tasks = ", ".join(plain(task, limit=40) for task, _ in by_task(trials)) or "no task"
-    return f"{len(trials)} trials, {done} finished · {tasks}"
+    return f"{len(trials)} {'trial' if len(trials) == 1 else 'trials'}, {done} finished · {tasks}"
 
 
 def _what_was_run(study: Study) -> list[Block]:

@@ -33,7 +33,9 @@ class Copy(Task):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.length % 2:
-            raise ValueError(f"task.length={self.length}: `0 w 0 w` has an even length; use {self.length + 1}")
+            raise ValueError(
+                f"task.length={self.length}: `0 w 0 w` has an even length; use {self.length + 1}"
+            )
         if self.n_symbols < 2:
             raise ValueError(f"task.n_symbols={self.n_symbols}: must be at least 2")
 

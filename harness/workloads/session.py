@@ -72,7 +72,9 @@ class Session:
         yield from self.model.buffers()
         yield from (parameter.grad for parameter in self.model.parameters() if parameter.grad is not None)
         for state in self.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor) and value.device == self.device)
+            yield from (
+                value for value in state.values() if isinstance(value, Tensor) and value.device == self.device
+            )
 
     def _score(self, evaluation: Batch, at: dict[str, int | str], attending: Attending) -> Iterator[Sample]:
         # A model that was trained with full attention is hashed here for the first time.
@@ -80,10 +82,14 @@ class Session:
         totals = {"nll_nats": 0.0, "correct": 0.0, "scored": 0.0}
         rows = self.spec.train.batch_size
         with self.model.attending(
-            kind="lsh" if hashes else attending.kind, n_hashes=attending.n_hashes, hash_seed=attending.hash_seed
+            kind="lsh" if hashes else attending.kind,
+            n_hashes=attending.n_hashes,
+            hash_seed=attending.hash_seed,
         ):
             for start in range(0, len(evaluation.tokens), rows):
-                part = Batch(evaluation.tokens[start : start + rows], evaluation.targets[start : start + rows])
+                part = Batch(
+                    evaluation.tokens[start : start + rows], evaluation.targets[start : start + rows]
+                )
                 with self._autocast():
                     scores = self.model.score(*self._to_device(part))
                 for name, value in scores._asdict().items():

@@ -117,6 +117,9 @@ def attend(
     options: LSHOptions,
 ) -> Float[Tensor, "batch heads seq value"]:
     """LSH attention on given buckets, chunk by chunk, for every mode: the reference backend."""
+    check_inputs(qk, v, padding_mask=padding_mask)
+    if v.numel() == 0:
+        return v.clone()
     seq, length = qk.shape[-2], options.chunk_length
     real = _real_tokens(qk, padding_mask=padding_mask, chunk_length=length)
     buckets = _with_padding_bucket(buckets, real=real)

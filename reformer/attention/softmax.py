@@ -11,7 +11,7 @@ def softmax_and_logsumexp(
     scores: Float[Tensor, "*rows key"],
 ) -> tuple[Float[Tensor, "*rows key"], Float[Tensor, "*rows"]]:
     """Softmax over the last dimension, and the log-sum-exp of each row."""
-    weights, logsumexp = _Softmax.apply(scores)
+    weights, logsumexp = _Softmax.apply(scores)  # type: ignore[no-untyped-call]
     return weights, logsumexp
 
 
@@ -31,4 +31,5 @@ class _Softmax(torch.autograd.Function):
         dweights, dlogsumexp = gradients
         # A weight's gradient by its own score and by every other's, and that of the log-sum-exp.
         shift = torch.einsum("...k,...k->...", dweights, weights) - dlogsumexp
-        return (dweights - shift.unsqueeze(-1)) * weights
+        dscores: Tensor = (dweights - shift.unsqueeze(-1)) * weights
+        return dscores

@@ -40,13 +40,13 @@ def check(n_buckets: Buckets) -> None:
     """
     if not factors(n_buckets):
         raise ValueError("n_buckets=(): no factors; use two even factors or None for the automatic count")
-    for factor in factors(n_buckets):
-        if factor < 2 or factor % 2:
-            what = "each factor" if isinstance(n_buckets, tuple) else "it"
-            raise ValueError(
-                f"n_buckets={n_buckets}: {what} must be an even number ≥ 2 (a bucket is a signed axis of a "
-                f"rotation); use {max(2, factor + factor % 2)} or None for the automatic count"
-            )
+    even = tuple(max(2, factor + factor % 2) for factor in factors(n_buckets))
+    if even != factors(n_buckets):
+        what, mend = ("each factor", even) if isinstance(n_buckets, tuple) else ("it", even[0])
+        raise ValueError(
+            f"n_buckets={n_buckets}: {what} must be an even number ≥ 2 (a bucket is a signed axis of a "
+            f"rotation); use {mend} or None for the automatic count"
+        )
     if total(n_buckets) > LARGEST_COUNT:
         raise ValueError(f"n_buckets={n_buckets}: more than {LARGEST_COUNT} buckets; use fewer")
 

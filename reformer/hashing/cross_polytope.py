@@ -55,29 +55,29 @@ def nearest_signed_axis(rotated: Float[Tensor, "*rows half"]) -> Int[Tensor, "*r
     return torch.where(highest >= -lowest, positive, negative + rotated.shape[-1])
 
 
-def _same_signed_axis(angle: float, *, columns: int, steps: int = 2048, limit: float = 8.0) -> float:
+def _same_signed_axis(angle: float, *, columns: int) -> float:
     """P(two unit vectors at `angle` have the same largest of `columns` Gaussian projections, with its sign).
 
-    The projections on one column are bivariate normal with correlation ρ = cos(angle). One column wins for
-    both at (a, b) if every other lies in |A| < a, |B| < b, so
-    P = 2·n·∫∫_{a,b>0} φ_ρ(a, b)·P(|A| < a, |B| < b)^(n−1).
+    One column wins for both, with projections a and b, if |A| < a and |B| < b on every other column, so
+    P = 2·n·∫∫_{a,b>0} φ_ρ(a, b)·P(|A| < a, |B| < b)^(n−1), ρ = cos(angle). In polar coordinates of the plane
+    that the two vectors span nothing is narrow, however small the angle: a = r·cos(ψ + θ/2),
+    b = r·cos(ψ − θ/2), and |A| < a, |B| < b is a parallelogram whose edge is r·edge(ψ, φ) away towards φ.
     """
-    correlation = math.cos(angle)
-    spread = math.sqrt(max(0.0, 1.0 - correlation**2))
-    if spread < 1e-6:
-        return 1.0 if correlation > 0 else 0.0
-    axis = (torch.arange(steps, dtype=torch.float64) + 0.5) * (limit / steps)
-    cell = limit / steps
-    density = torch.exp(-axis.square() / 2) / math.sqrt(2 * math.pi)
-    a, b = axis[:, None], axis[None, :]
-    inside = _normal_cdf((b - correlation * a) / spread) - _normal_cdf((-b - correlation * a) / spread)
-    mass = 2 * density[:, None] * inside * cell
-    both_smaller = (mass.cumsum(0) - mass / 2).clamp(0, 1)
-    joint = (density[:, None] / spread) * torch.exp(-(((b - correlation * a) / spread).square()) / 2)
-    joint = joint / math.sqrt(2 * math.pi)
-    return float(2 * columns * (joint * both_smaller.pow(columns - 1)).sum() * cell**2)
+    if columns == 1:
+        return 1 - angle / math.pi
+    half = angle / 2
+    radius = _midpoints(64, limit=9.0)[:, None, None]
+    psi = _midpoints(64, limit=math.pi / 2 - half)[:, None]
+    phi = _midpoints(384, limit=math.pi)
+    edge = torch.minimum(
+        torch.cos(psi + half) / torch.cos(phi + half).abs(),
+        torch.cos(psi - half) / torch.cos(phi - half).abs(),
+    )
+    both_smaller = 1 - torch.exp(-(radius * edge).square() / 2).mean(dim=-1)
+    density = (radius * torch.exp(-radius.square() / 2)).squeeze(-1) * (9.0 / 64)
+    mass = (density * both_smaller.pow(columns - 1)).sum(dim=0).mean()
+    return min(1.0, float(columns * (1 - angle / math.pi) * mass))
 
 
-def _normal_cdf(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    below: Tensor = torch.special.ndtr(x)
-    return below
+def _midpoints(cells: int, *, limit: float) -> Float[Tensor, " cells"]:
+    return (torch.arange(cells, dtype=torch.float64) + 0.5) * (limit / cells)

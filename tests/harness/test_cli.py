@@ -635,3 +635,19 @@ def test_the_server_is_closed_when_a_command_ends(
     monkeypatch.setattr(ForkServer, "close", watched)
     assert fresh_shell.fake("run", "foo=1").code == 2
     assert closed
+
+
+def test_an_interrupt_in_generated_source_still_exits_130(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        "import os, runpy, signal, sys\n"
+        "from harness import cli\n"
+        "def dispatch(_):\n"
+        "    exec('import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(1)')\n"
+        "cli._dispatch = dispatch\n"
+        "runpy.run_module('harness', run_name='__main__', alter_sys=True)\n"
+    )
+    environment = harness_environment()
+    environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environment['PYTHONPATH']}"
+    command = [sys.executable, "-m", "interrupted"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (result.returncode, result.stderr) == (130, "harness: interrupted\n")

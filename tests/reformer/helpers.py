@@ -56,7 +56,7 @@ def assert_all_close(actual: Sequence[Tensor], expected: Sequence[Tensor], *, to
     """Equal within a share of the largest expected value."""
     for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
         assert a.shape == b.shape
-        scale = max(1.0, float(b.abs().max())) if b.numel() else 1.0
+        scale = max(1.0, float(b.detach().abs().max())) if b.numel() else 1.0
         torch.testing.assert_close(
             a.double(),
             b.double(),

@@ -127,5 +127,5 @@ def test_wrong_arguments_are_value_errors_that_name_value_rule_and_mend(unchecke
         full_attention,
         lambda qk, v, dropout_p: full_standard_attention(qk, qk, v, dropout_p=dropout_p),
     ):
-        with pytest.raises(ValueError, match="dropout_p=1.5: a share of weights; give 0 ≤ dropout_p < 1"):
+        with pytest.raises(ValueError, match=r"dropout_p=1\.5: a share of weights; give 0 ≤ dropout_p < 1"):
             attention(qk, v, dropout_p=1.5)

@@ -169,7 +169,7 @@ def test_sum_weighs_a_pair_by_the_rounds_that_show_it_and_count_does_not() -> No
     settings: dict[str, Any] = {"chunk_length": 5, "causality": "bucket"}
     buckets = some_buckets(2)
     once = lsh_attention(qk, v, n_hashes=2, buckets=buckets, **settings)
-    # Each round twice: as a set nothing new; as a sum all pairs twice, which cancels; but one round twice does not.
+    # One round three times: as a set nothing new, as a sum more weight for what that round shows.
     repeated = buckets[:, :, [0, 0, 0, 1]]
     count = lsh_attention(qk, v, n_hashes=4, buckets=repeated, **settings)
     total = lsh_attention(qk, v, n_hashes=4, buckets=repeated, duplicates="sum", **settings)

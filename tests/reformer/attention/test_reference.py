@@ -149,8 +149,8 @@ def test_narrow_dtypes_stay_near_the_float64_twin(
     )
 
 
-# A second derivation of each causality: the strict set by looking back token by token, the published windows by
-# rolling chunks as the published implementations do.
+# A second derivation of each causality: the strict set by looking back token by token, the published windows
+# by rolling chunks as the published implementations do.
 
 
 def unit(x: Tensor) -> Tensor:
@@ -221,7 +221,7 @@ def rolled_attention(
     qk: Tensor, v: Tensor, buckets: Tensor, *, chunk: int, before: int, after: int, causal: bool
 ) -> Tensor:
     """Chunks of all rounds in one row, rolled past each other; every slot of a window counts."""
-    batch, heads, rounds, seq = buckets.shape
+    rounds, seq = buckets.shape[2:]
     order = (buckets * seq + torch.arange(seq)).argsort(dim=-1)
     place = order.argsort(dim=-1)
     position = order.flatten(2).unflatten(2, (-1, chunk))

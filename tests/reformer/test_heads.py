@@ -1,0 +1,130 @@
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reformer.heads import LanguageModelHead
+from tests.reformer.helpers import BATCH, SEQ, assert_all_close, integers, normal, small_config
+from tests.reformer.memory import allocations, tensor_bytes
+
+VOCAB = 23
+
+
+def build(*, dtype: torch.dtype = torch.float64, **settings: Any) -> LanguageModelHead:
+    torch.manual_seed(0)
+    config = small_config(**settings)
+    embedding = nn.Embedding(config.vocab_size, config.d_model)
+    return LanguageModelHead(config, embedding=embedding).to(dtype)
+
+
+def some_targets() -> torch.Tensor:
+    targets = integers(VOCAB, BATCH, SEQ)
+    targets[0, :7], targets[1, [3, 28]] = -100, -100
+    return targets
+
+
+def test_streams_are_joined_side_by_side_or_averaged() -> None:
+    y1, y2 = normal(BATCH, SEQ, 14), normal(BATCH, SEQ, 14, seed=1)
+    assert torch.equal(build().join(y1, y2), torch.cat([y1, y2], dim=-1))
+    assert_all_close([build(merge="mean").join(y1, y2)], [(y1 + y2) / 2], tolerance=1e-15)
+
+
+@pytest.mark.parametrize("length", [None, 1, 5, 29, 31])
+def test_the_loss_is_the_mean_cross_entropy_over_scored_targets(length: int | None) -> None:
+    head, joined, targets = (
+        build(loss_chunk_length=length),
+        normal(BATCH, SEQ, 28).requires_grad_(),
+        some_targets(),
+    )
+    expected = F.cross_entropy(head(joined).flatten(0, 1), targets.flatten())
+    actual = head.loss(joined, targets)
+    inputs = [joined, *head.parameters()]
+    assert_all_close(
+        [actual, *torch.autograd.grad(actual, inputs)],
+        [expected, *torch.autograd.grad(expected, inputs)],
+        tolerance=1e-12,
+    )
+
+
+@pytest.mark.parametrize("length", [None, 5])
+def test_without_scored_targets_the_loss_is_zero_with_zero_gradients(length: int | None) -> None:
+    head, joined = build(loss_chunk_length=length), normal(BATCH, SEQ, 28).requires_grad_()
+    loss = head.loss(joined, torch.full((BATCH, SEQ), -100))
+    loss.backward()
+    assert loss == 0
+    assert joined.grad is not None
+    assert (joined.grad == 0).all()
+
+
+@pytest.mark.parametrize("length", [None, 1, 5, 31])
+def test_scores_are_sums_over_scored_targets(length: int | None) -> None:
+    head, joined, targets = build(loss_chunk_length=length), normal(BATCH, SEQ, 28), some_targets()
+    targets[1, 5] = head(joined)[1, 5].argmax()
+    scores = head.score(joined, targets)
+    asked = targets != -100
+    assert scores.scored == asked.sum() == 2 * SEQ - 9
+    assert scores.correct == (head(joined).argmax(dim=-1)[asked] == targets[asked]).sum() >= 1
+    expected = F.cross_entropy(head(joined)[asked].float(), targets[asked], reduction="sum")
+    assert_all_close([scores.nll_nats], [expected], tolerance=1e-6)
+    assert scores.nll_nats.dtype == torch.float64
+
+
+@pytest.mark.parametrize("length", [None, 5])
+def test_an_empty_batch_scores_nothing(length: int | None) -> None:
+    head = build(loss_chunk_length=length)
+    for batch, seq in ((0, SEQ), (BATCH, 0)):
+        scores = head.score(normal(batch, seq, 28), integers(VOCAB, batch, seq))
+        assert [float(x) for x in scores] == [0, 0, 0]
+        assert head.loss(normal(batch, seq, 28), integers(VOCAB, batch, seq)) == 0
+
+
+def test_under_autocast_the_loss_is_float32_and_near_the_wide_one() -> None:
+    head, joined, targets = (
+        build(dtype=torch.float32),
+        normal(BATCH, SEQ, 28, dtype=torch.float32),
+        some_targets(),
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = head.loss(joined, targets)
+    assert loss.dtype == torch.float32
+    assert_all_close([loss], [head.loss(joined, targets)], tolerance=2e-2)
+
+
+def test_tied_weights_are_the_embedding_and_get_its_gradient() -> None:
+    torch.manual_seed(0)
+    config = small_config(tie_weights=True, merge="mean")
+    embedding = nn.Embedding(VOCAB, 14)
+    head = LanguageModelHead(config, embedding=embedding)
+    joined = normal(BATCH, SEQ, 14, dtype=torch.float32)
+    normed = head.norm(joined)
+    with torch.no_grad():
+        embedding.weight.mul_(2)
+    assert_all_close([head(joined)], [normed @ embedding.weight.T + head.projection.bias], tolerance=1e-6)
+    head.loss(joined, some_targets()).backward()
+    assert embedding.weight.grad is not None
+    assert embedding.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("call", ["loss", "score"])
+def test_chunks_never_hold_logits_of_all_rows(call: str) -> None:
+    seq, vocab, length = 512, 997, 16
+    joined = normal(BATCH, seq, 28, dtype=torch.float32).requires_grad_()
+    targets = integers(vocab, BATCH, seq)
+    logits = tensor_bytes(BATCH, seq, vocab)
+
+    def measured(loss_chunk_length: int | None) -> tuple[int, int]:
+        head = build(dtype=torch.float32, vocab_size=vocab, loss_chunk_length=loss_chunk_length)
+        if call == "loss":
+            found = allocations(lambda: head.loss(joined, targets).backward())
+        else:
+            found = allocations(lambda: head.score(joined, targets))
+        return found.peak, found.largest
+
+    peak, largest = measured(None)
+    assert largest == logits
+    assert peak >= 2 * logits
+    peak, largest = measured(length)
+    assert largest <= logits / 8
+    assert peak <= logits / 2

@@ -1,0 +1,453 @@
+import copy
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reformer import CrossPolytope, HashFamily, Hyperplane, Random, ReformerLM
+from reformer.attention.modules import SharedQueryKeyAttention
+from tests.reformer.helpers import (
+    BATCH,
+    SEQ,
+    assert_all_close,
+    integers,
+    normal,
+    pairwise,
+    small_config,
+    small_model,
+    small_tokens,
+    with_residual,
+)
+
+KINDS = ("lsh", "local", "full", "full_standard")
+FAMILIES = (CrossPolytope(), Hyperplane(), Random())
+
+
+# Shapes and losses.
+
+
+MODELS: dict[str, tuple[Any, ...]] = {
+    "layers": (("lsh",), ("local", "lsh"), ("full", "full_standard")),
+    "residual": ("plain", "reversible"),
+    "positions": ("learned", "axial"),
+    "merge": ("concat", "mean"),
+    "tie_weights": (False, True),
+    "n_hashes": (1, 5),
+    "n_buckets": (None, 8, (2, 4)),
+    "hashing": FAMILIES,
+    "causality": ("strict", "bucket", "published"),
+    "ff_chunk_length": (None, 5),
+    "loss_chunk_length": (None, 3),
+    "dropout": (0.0, 0.2),
+    "seq": (1, 5, 29, 31),
+}
+
+
+@pytest.mark.parametrize(
+    "row", pairwise(MODELS, allowed=lambda row: not (row["tie_weights"] and row["merge"] == "concat"))
+)
+def test_any_model_gives_logits_and_a_loss_that_all_its_parameters_follow(row: dict[str, Any]) -> None:
+    settings = dict(row)
+    tokens = small_tokens(settings.pop("seq"))
+    targets = small_tokens(tokens.shape[1], seed=1)
+    model = small_model(**settings)
+    loss = model.loss(tokens, targets)
+    loss.backward()
+    assert loss.shape == ()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    model.eval()
+    logits = model(tokens)
+    assert logits.shape == (*tokens.shape, 23)
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    assert_all_close([model.loss(tokens, targets)], [expected], tolerance=1e-12)
+    scores = model.score(tokens, targets)
+    assert_all_close([scores.nll_nats / scores.scored], [expected], tolerance=1e-6)
+
+
+def test_the_loss_of_a_fresh_model_is_that_of_a_guess() -> None:
+    loss = float(small_model().loss(small_tokens(), small_tokens(seed=1)).detach())
+    assert loss == pytest.approx(float(np.log(23)), abs=0.5)
+
+
+def test_every_length_up_to_the_longest_works_and_is_a_prefix_of_the_longer_ones() -> None:
+    for positions in ("learned", "axial"):
+        model = small_model(layers=KINDS, n_layers=4, positions=positions).eval()
+        tokens = small_tokens(31)
+        whole = model(tokens)
+        for seq in (1, 2, 7, 8, 13, 30):
+            assert_all_close([model(tokens[:, :seq])], [whole[:, :seq]], tolerance=1e-11)
+
+
+@pytest.mark.parametrize("call", ["forward", "loss", "score"])
+def test_more_tokens_than_max_length_are_a_value_error_and_no_draw(call: str) -> None:
+    model = small_model()
+    tokens = small_tokens(32)
+    arguments = (tokens,) if call == "forward" else (tokens, tokens)
+    with pytest.raises(
+        ValueError, match="seq=32: longer than max_length=31; build the model with max_length=32"
+    ):
+        getattr(model, call)(*arguments)
+    assert drawn(model) == 0
+
+
+@pytest.mark.parametrize("residual", ["plain", "reversible"])
+@pytest.mark.parametrize(("batch", "seq"), [(0, SEQ), (BATCH, 0), (0, 0)])
+def test_an_empty_batch_gives_empty_logits_and_a_zero_loss(residual: str, batch: int, seq: int) -> None:
+    model = small_model(layers=KINDS, n_layers=4, residual=residual, ff_chunk_length=5, loss_chunk_length=3)
+    tokens = integers(23, batch, seq)
+    assert model(tokens).shape == (batch, seq, 23)
+    loss = model.loss(tokens, tokens)
+    loss.backward()
+    assert loss == 0
+    assert model.score(tokens, tokens).scored == 0
+
+
+# Causality and padding.
+
+
+def moved_logits(model: ReformerLM, tokens: Tensor, changed: Tensor, *, until: int) -> float:
+    before, after = model(tokens)[:, :until], model(changed)[:, :until]
+    return float(((after - before).abs().amax(dim=-1) > 1e-11 * before.abs().max()).double().mean())
+
+
+@pytest.mark.parametrize("hashing", FAMILIES)
+@pytest.mark.parametrize("layers", [("lsh",), ("local", "lsh"), ("full", "lsh", "full_standard")], ids=str)
+def test_no_logit_of_a_strict_model_depends_on_later_tokens(
+    hashing: HashFamily, layers: tuple[str, ...]
+) -> None:
+    settings: dict[str, Any] = {
+        "hashing": hashing,
+        "layers": layers,
+        "max_length": 127,
+        "n_buckets": 8,
+        "n_hashes": 3,
+        "n_layers": 3,
+    }
+    tokens, until = small_tokens(101), 67
+    other = small_tokens(127, seed=9)
+    perturbed = {
+        "change": torch.cat([tokens[:, :until], other[:, : 101 - until]], dim=1),
+        "insert": torch.cat([tokens[:, :until], other[:, :11], tokens[:, until:]], dim=1),
+        "delete": torch.cat([tokens[:, :until], tokens[:, until + 11 :]], dim=1),
+        "lengthen": torch.cat([tokens, other[:, :17]], dim=1),
+        "cut": tokens[:, :until],
+    }
+    published = small_model(causality="published", **settings).eval()
+    strict = small_model(causality="strict", **settings).eval()
+    for name, changed in perturbed.items():
+        if (hashing, name) != (Random(), "change"):
+            assert moved_logits(published, tokens, changed, until=until) >= 0.2, name
+        assert moved_logits(strict, tokens, changed, until=until) == 0, name
+
+
+@pytest.mark.parametrize("layers", [("lsh",), ("local",), ("full",), ("full_standard",)], ids=str)
+@pytest.mark.parametrize("residual", ["plain", "reversible"])
+def test_tokens_at_padding_move_no_real_logit_and_padding_behind_is_as_if_absent(
+    layers: tuple[str, ...], residual: str
+) -> None:
+    model = small_model(layers=layers, residual=residual).eval()
+    tokens, other = small_tokens(), small_tokens(seed=9)
+    real = normal(BATCH, SEQ, seed=5) > -0.5
+    logits = model(tokens, padding_mask=real)
+    changed = model(torch.where(real, tokens, other), padding_mask=real)
+    assert_all_close([changed[real]], [logits[real]], tolerance=1e-12)
+    assert not torch.allclose(model(tokens)[real], logits[real])
+    behind = torch.arange(SEQ).expand(BATCH, SEQ) < 19
+    short = model(tokens[:, :19])
+    assert_all_close([model(tokens, padding_mask=behind)[:, :19]], [short], tolerance=1e-12)
+
+
+@pytest.mark.parametrize("layers", [("lsh",), ("local",), ("full",)], ids=str)
+def test_a_padding_mask_of_numbers_is_a_value_error(layers: tuple[str, ...], unchecked: None) -> None:
+    model = small_model(layers=layers)
+    with pytest.raises(ValueError, match=r"padding_mask of shape \(2, 29\) and torch.int64: give bool"):
+        model(small_tokens(), padding_mask=torch.ones(BATCH, SEQ, dtype=torch.int64))
+
+
+# The hash draw.
+
+
+def drawn(model: ReformerLM) -> int:
+    return int(model.get_extra_state()["draw"])
+
+
+def test_each_training_forward_draws_once_and_nothing_else_does() -> None:
+    model = small_model()
+    tokens = small_tokens()
+    for index, forward in enumerate(
+        [model, lambda x: model.loss(x, x), lambda x: model.score(x, x)], start=1
+    ):
+        forward(tokens)
+        assert drawn(model) == index
+    loss = model.loss(tokens, tokens)
+    loss.backward()
+    assert drawn(model) == 4
+    model.eval()
+    model(tokens)
+    model.score(tokens, tokens)
+    assert drawn(model) == 4
+
+
+def test_a_new_draw_changes_a_training_forward_and_eval_repeats_itself() -> None:
+    model, tokens = small_model(n_hashes=1), small_tokens()
+    assert not torch.allclose(model(tokens), model(tokens))
+    model.eval()
+    assert torch.equal(model(tokens), model(tokens))
+
+
+def test_hash_seed_alone_decides_the_draws() -> None:
+    models = [small_model(hash_seed=seed, n_hashes=1).eval() for seed in (0, 0, 1)]
+    for model in models[1:]:
+        model.load_state_dict(models[0].state_dict())
+    logits = []
+    for seed, model in enumerate(models):
+        torch.manual_seed(seed)
+        logits.append(model(small_tokens()))
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2])
+
+
+def test_the_state_carries_the_counter_and_a_resumed_model_draws_on(tmp_path: Path) -> None:
+    model, tokens = small_model(dropout=0.0, n_hashes=1), small_tokens()
+    for _ in range(3):
+        model(tokens)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    resumed = small_model(n_hashes=1)
+    resumed.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    assert drawn(resumed) == 3
+    assert torch.equal(resumed(tokens), model(tokens))
+    assert drawn(resumed) == drawn(model) == 4
+
+
+def test_a_copy_of_a_model_has_a_counter_of_its_own() -> None:
+    model = small_model()
+    other = copy.deepcopy(model)
+    other(small_tokens())
+    assert (drawn(model), drawn(other)) == (0, 1)
+
+
+# Changing attention on trained weights.
+
+
+def shared_layers(model: ReformerLM) -> list[SharedQueryKeyAttention]:
+    return [module for module in model.modules() if isinstance(module, SharedQueryKeyAttention)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"n_hashes": 5}, {"hashing": Hyperplane()}, {"hash_seed": 1}, {"kind": "full"}, {"kind": "random"}],
+    ids=str,
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_attending_changes_the_model_inside_and_only_inside(settings: dict[str, Any], training: bool) -> None:
+    model, tokens = small_model(n_hashes=1).train(training), small_tokens()
+    start = copy.deepcopy(model)
+    before = model(tokens)
+    model = copy.deepcopy(start)
+    with model.attending(**settings):
+        inside = model(tokens)
+    assert not torch.allclose(inside, before)
+    model.load_state_dict(start.state_dict())
+    assert torch.equal(model(tokens), before)
+
+
+def test_attending_equals_a_model_built_that_way() -> None:
+    model = small_model(n_hashes=1).eval()
+    for settings in ({"n_hashes": 5}, {"hashing": Hyperplane()}, {"hash_seed": 1}):
+        built = small_model(**({"n_hashes": 1} | settings)).eval()
+        built.load_state_dict(model.state_dict())
+        with model.attending(**settings):
+            assert torch.equal(model(small_tokens()), built(small_tokens()))
+    built = small_model(layers=("full",)).eval()
+    built.load_state_dict(model.state_dict())
+    with model.attending(kind="full"):
+        assert torch.equal(model(small_tokens()), built(small_tokens()))
+    with built.attending(kind="lsh", n_hashes=1):
+        assert torch.equal(built(small_tokens()), model(small_tokens()))
+
+
+def test_attending_nests_and_the_inner_setting_wins() -> None:
+    model, tokens = small_model(n_hashes=1).eval(), small_tokens()
+    with model.attending(n_hashes=3):
+        three = model(tokens)
+    with model.attending(n_hashes=5, hash_seed=1):
+        with model.attending(n_hashes=3, hash_seed=0):
+            assert torch.equal(model(tokens), three)
+        with model.attending(kind="full"):
+            full = model(tokens)
+        five = model(tokens)
+    assert not torch.allclose(five, three)
+    with model.attending(kind="full"):
+        assert torch.equal(model(tokens), full)
+
+
+def test_attending_ends_with_an_exception_too() -> None:
+    model, tokens = small_model().eval(), small_tokens()
+    before = model(tokens)
+    with pytest.raises(KeyError), model.attending(kind="knock_out"):
+        raise KeyError
+    assert torch.equal(model(tokens), before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"kind": "none"}, "kind='none': use one of lsh, full, random, knock_out"),
+        ({"n_hashes": 0}, "n_hashes=0: must be at least 1"),
+        ({"hashing": Hyperplane()}, "n_buckets=6: the hyperplane family makes powers of two"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_changes(settings: dict[str, Any], says: str) -> None:
+    model, tokens = small_model(n_buckets=6).eval(), small_tokens()
+    before = model(tokens)
+    with pytest.raises(ValueError, match=says), model.attending(**settings):
+        pass
+    assert torch.equal(model(tokens), before)
+
+
+def test_a_knocked_out_model_is_its_feed_forward_layers_alone() -> None:
+    model, tokens = small_model().eval(), small_tokens()
+    with model.attending(kind="knock_out"):
+        knocked_out = model(tokens)
+        # Without attention a token's logits depend on the token and its position alone.
+        changed = tokens.clone()
+        changed[:, 3] = (changed[:, 3] + 1) % 23
+        moved = (model(changed) - knocked_out).abs().amax(dim=(0, 2)) > 0
+    assert moved.nonzero().flatten().tolist() == [3]
+    for layer in shared_layers(model):
+        nn.init.zeros_(layer.output.weight)
+    assert torch.equal(model(tokens), knocked_out)
+
+
+def test_more_rounds_come_nearer_to_full_attention() -> None:
+    model, tokens = small_model(causality="published", layers=("lsh",), n_layers=1).eval(), small_tokens()
+    with model.attending(kind="full"):
+        full = model(tokens)
+
+    def distance(n_hashes: int) -> float:
+        with model.attending(n_hashes=n_hashes):
+            return float((model(tokens) - full).norm().detach())
+
+    assert distance(64) < distance(1) / 5
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("residual", ["plain", "reversible"])
+def test_the_state_holds_each_parameter_once(tied: bool, residual: str) -> None:
+    model = small_model(layers=KINDS, n_layers=4, residual=residual, tie_weights=tied, merge="mean")
+    state = {name: x for name, x in model.state_dict().items() if isinstance(x, Tensor)}
+    assert len({x.data_ptr() for x in state.values()}) == len(state)
+    assert set(state) == {name for name, _ in model.named_parameters()}
+    assert sum(x.numel() for x in state.values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_residual_kinds_share_their_parameters() -> None:
+    plain = small_model(residual="plain").eval()
+    reversible = with_residual(plain, "reversible")
+    assert list(plain.state_dict()) == list(reversible.state_dict())
+    assert torch.equal(plain(small_tokens()), reversible(small_tokens()))
+
+
+def test_tied_weights_stay_tied_through_conversion_copying_and_loading() -> None:
+    model = small_model(tie_weights=True, merge="mean", dtype=torch.float64)
+    others = [copy.deepcopy(model), copy.deepcopy(model).float().double()]
+    loaded = small_model(tie_weights=True, merge="mean")
+    loaded.load_state_dict(model.state_dict())
+    for other in (*others, loaded):
+        other.eval()
+        before = other(small_tokens())
+        with torch.no_grad():
+            other.embedding.weight.zero_()
+        after = other(small_tokens())
+        bias = after[0, 0]
+        assert not torch.allclose(before, after)
+        # With a zero matrix the head gives its bias alone.
+        assert_all_close([after], [bias.expand_as(after)], tolerance=1e-12)
+
+
+# Training.
+
+
+def steps(model: ReformerLM, *, count: int = 12, seed: int = 3) -> list[float]:
+    torch.manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for index in range(count):
+        tokens = small_tokens(seed=index % 3)
+        loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("residual", ["plain", "reversible"])
+def test_the_same_seed_gives_the_same_training_run_to_the_bit(residual: str) -> None:
+    def run(seed: int) -> tuple[list[float], dict[str, Tensor]]:
+        torch.manual_seed(seed)
+        model = ReformerLM(small_config(residual=residual, dropout=0.1, attention_dropout=0.1))
+        return steps(model, seed=seed), model.state_dict()
+
+    (first, state), (again, same_state), (other, _) = run(3), run(3), run(4)
+    assert first == again
+    assert first != other
+    assert first[-1] < first[0] - 0.1
+    for name, value in state.items():
+        assert (
+            torch.equal(value, same_state[name]) if isinstance(value, Tensor) else value == same_state[name]
+        )
+
+
+def test_reversible_training_follows_plain_training() -> None:
+    plain = small_model(residual="plain", dropout=0.1)
+    reversible = with_residual(plain, "reversible")
+    assert_all_close([torch.tensor(steps(reversible))], [torch.tensor(steps(plain))], tolerance=1e-8)
+
+
+@pytest.fixture
+def streams() -> Iterator[None]:
+    """All global random streams are where they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    yield
+    assert random.getstate() == python
+    after = np.random.get_state()
+    assert isinstance(numpy, tuple)
+    assert isinstance(after, tuple)
+    assert all(np.array_equal(a, b) for a, b in zip(numpy, after, strict=True))
+
+
+def test_without_dropout_the_global_streams_are_untouched(unchecked: None, streams: None) -> None:
+    # Unchecked, since beartype draws from Python's stream which items it looks at.
+    model = small_model(layers=KINDS, n_layers=4)
+    before = torch.get_rng_state()
+    tokens = small_tokens()
+    model.loss(tokens, tokens).backward()
+    model.eval()
+    with model.attending(kind="random", n_hashes=3):
+        model.score(tokens, tokens)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_with_dropout_the_global_stream_goes_on_as_dropout_alone_moves_it() -> None:
+    """Two models that hash differently leave the stream in the same place: hashing takes nothing from it."""
+    places = []
+    for settings in ({"n_hashes": 1}, {"n_hashes": 5, "hashing": Random(), "hash_seed": 7}):
+        model = small_model(dropout=0.1, **settings)
+        torch.manual_seed(3)
+        model.loss(small_tokens(), small_tokens()).backward()
+        places.append(torch.get_rng_state())
+    assert torch.equal(*places)
+    torch.manual_seed(3)
+    assert not torch.equal(torch.get_rng_state(), places[0])

@@ -1,0 +1,65 @@
+"""The package as a whole."""
+
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+import reformer
+
+PACKAGES = ("reformer", "reformer.attention", "reformer.hashing")
+SOURCE = Path(reformer.__file__).parent
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_what_a_package_exports_exists_and_is_sorted(name: str) -> None:
+    package = importlib.import_module(name)
+    assert package.__all__ == sorted(package.__all__)
+    assert len(set(package.__all__)) == len(package.__all__)
+    for export in package.__all__:
+        assert getattr(package, export).__doc__ if export != "Buckets" else hasattr(package, export)
+
+
+def test_every_module_imports_on_its_own() -> None:
+    names = [info.name for info in pkgutil.walk_packages([str(SOURCE)], prefix="reformer.")]
+    assert len(names) > 20
+    for name in names:
+        assert importlib.import_module(name).__doc__
+
+
+def test_no_line_seeds_a_global_random_stream() -> None:
+    seeding = re.compile(
+        r"(?<!Generator\(\)\.)\bmanual_seed|\brandom\.seed|cuda\.manual_seed|seed_all|set_seed"
+    )
+    lines = [
+        f"{path.name}:{number}"
+        for path in SOURCE.rglob("*.py")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if seeding.search(line)
+    ]
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    "line", ["torch.manual_seed(0)", "random.seed(0)", "np.random.seed(0)", "torch.cuda.manual_seed_all(1)"]
+)
+def test_that_search_would_find_a_seeding_line(line: str) -> None:
+    seeding = re.compile(
+        r"(?<!Generator\(\)\.)\bmanual_seed|\brandom\.seed|cuda\.manual_seed|seed_all|set_seed"
+    )
+    assert seeding.search(line)
+    assert not seeding.search("torch.Generator().manual_seed(3)")
+
+
+def test_shapes_are_checked_in_these_tests() -> None:
+    qk, v = torch.zeros(2, 3, 5, 7), torch.zeros(2, 3, 4, 7)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        reformer.full_attention(qk, v)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        reformer.lsh_attention(
+            qk, qk, n_hashes=1, chunk_length=3, buckets=torch.zeros(2, 3, 1, 4, dtype=torch.int64)
+        )

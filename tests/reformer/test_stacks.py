@@ -1,0 +1,51 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reformer.attention.modules import AttentionCall
+from reformer.layer import Block
+from reformer.stacks import run_plain, run_stack
+from tests.reformer.helpers import BATCH, SEQ, assert_all_close, normal, small_config
+
+
+def some_blocks(n_layers: int = 3) -> list[Block]:
+    return [Block(small_config(), layer=layer).double() for layer in range(n_layers)]
+
+
+def test_a_block_adds_its_branches_to_two_streams() -> None:
+    (block,) = some_blocks(1)
+    x1, x2 = normal(BATCH, SEQ, 14), normal(BATCH, SEQ, 14, seed=1)
+    y1, y2 = run_plain([block], x1, x2, call=AttentionCall())
+    attended = block.attention(block.attention_norm(x2), call=AttentionCall()).out
+    assert_all_close([y1], [x1 + attended], tolerance=1e-14)
+    assert_all_close([y2], [x2 + block.feed_forward(block.feed_forward_norm(y1))], tolerance=1e-14)
+
+
+@pytest.mark.parametrize("residual", ["plain", "reversible"])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_both_streams_start_as_the_input_and_blocks_follow_in_order(residual: str, gradients: bool) -> None:
+    blocks, x = some_blocks(), normal(BATCH, SEQ, 14)
+    with torch.no_grad():
+        y1 = y2 = x
+        for block in blocks:
+            y1, y2 = run_plain([block], y1, y2, call=AttentionCall())
+    with torch.set_grad_enabled(gradients):
+        actual = run_stack(blocks, x, call=AttentionCall(), residual=residual)
+    assert_all_close(actual, [y1, y2], tolerance=0)
+    assert actual[0].requires_grad is gradients
+
+
+def test_without_gradients_reversible_keeps_nothing() -> None:
+    with torch.no_grad():
+        y1, _ = run_stack(some_blocks(), normal(BATCH, SEQ, 14), call=AttentionCall(), residual="reversible")
+    assert y1.grad_fn is None
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_parameters_of_both_branches_are_the_trainable_ones_of_the_block(frozen: bool) -> None:
+    (block,) = some_blocks(1)
+    block.attention.value.weight.requires_grad_(not frozen)
+    listed: list[Tensor] = [*block.attention_parameters(), *block.feed_forward_parameters()]
+    expected: list[nn.Parameter] = [p for p in block.parameters() if p.requires_grad]
+    assert {id(p) for p in listed} == {id(p) for p in expected}
+    assert len(listed) == len(expected)
