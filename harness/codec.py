@@ -152,7 +152,7 @@ def _target(name: Any, base: type, path: str) -> type:
     extra = tuple(prefix for prefix in os.environ.get(ALLOW_VARIABLE, "").split(",") if prefix)
     if not name.startswith((*ALLOWED_PREFIXES, *extra)):
         raise SpecError(
-            f"{_join(path, TARGET)}={name!r}: only classes under {' and '.join(ALLOWED_PREFIXES)} are imported; "
+            f"{_join(path, TARGET)}={name!r}: only {' and '.join(ALLOWED_PREFIXES)} are imported; "
             f"allow others with the environment variable {ALLOW_VARIABLE}"
         )
     module, _, attribute = name.rpartition(".")

@@ -18,7 +18,7 @@ CONTROLS = ("full", "random", "knock_out")
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
-    """The `attention` group: which attention, and the switches of the LSH kind (see `reformer.lsh_attention`)."""
+    """The `attention` group: the kind, and the switches of LSH (see `reformer.lsh_attention`)."""
 
     kind: str
     n_hashes: int
@@ -138,11 +138,11 @@ class EvaluateSpec:
                     ({"n_hashes": rounds, "hash_seed": seed}, Attending(n_hashes=rounds, hash_seed=seed))
                 )
         for control in self.controls:
-            for seed in self.hash_seeds if control == "random" else (None,):
+            for hash_seed in self.hash_seeds if control == "random" else (None,):
                 at: dict[str, int | str] = {"attention": control}
-                if seed is not None:
-                    at["hash_seed"] = seed
-                grid.append((at, Attending(kind=control, hash_seed=seed)))
+                if hash_seed is not None:
+                    at["hash_seed"] = hash_seed
+                grid.append((at, Attending(kind=control, hash_seed=hash_seed)))
         return grid
 
 

@@ -44,7 +44,7 @@ class Counter:
 
 class _Counting(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.operators = 0
         self._formulas = {**_kernels(), **flop_registry}

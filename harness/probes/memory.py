@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.autograd.profiler import profile
 
 from harness.record import Sample
@@ -133,7 +134,7 @@ def held_bytes(tensors: Iterable[torch.Tensor]) -> int:
 def _allocations(profiler: Any) -> list[int]:
     """Signed sizes of all CPU allocations and frees, in the order they happened."""
     events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
-    cpu = [event for event in events if event.device_type() == torch.autograd.DeviceType.CPU]
+    cpu = [event for event in events if event.device_type() == DeviceType.CPU]
     return [event.nbytes() for event in sorted(cpu, key=lambda event: event.start_ns())]
 
 

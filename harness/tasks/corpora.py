@@ -70,7 +70,7 @@ def _pycode() -> Corpus:
         known = " or ".join(f"sympy=={known}" for known in PYCODE_SHA256)
         raise CorpusError(
             f"corpus pycode: the source of sympy {version} has sha256 {sha256[:12]}…, expected "
-            f"{(expected or 'a known version')[:12]}…; install the known one: pip install --force-reinstall {known}"
+            f"{(expected or 'a known version')[:12]}…; mend: pip install --force-reinstall {known}"
         )
     held_out = [index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for index in range(len(contents))]
     return Corpus(

@@ -29,8 +29,8 @@ class Batch:
 
     def sha256(self) -> str:
         """Checksum of both arrays."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.tokens))
-        digest.update(np.ascontiguousarray(self.targets))
+        digest = hashlib.sha256(self.tokens.tobytes())
+        digest.update(self.targets.tobytes())
         return digest.hexdigest()
 
 

@@ -31,7 +31,7 @@ class Text(Task):
         shorter = min(self._corpus.training.size, self._corpus.evaluation.size)
         if self.length + 1 > shorter:
             raise ValueError(
-                f"task.length={self.length}: longer than the {shorter} bytes of a part of {self.corpus}; use less"
+                f"task.length={self.length}: longer than a part of {self.corpus}, {shorter} bytes; use less"
             )
 
     @property

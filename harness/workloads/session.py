@@ -42,7 +42,7 @@ class Session:
         with probe.phase("forward"):
             loss = self.loss(batch)
         with probe.phase("backward"):
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(loss).backward()
         with probe.phase("optimizer"):
             if self.spec.train.clip > 0:
                 self.scaler.unscale_(self.optimizer)

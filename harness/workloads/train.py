@@ -23,7 +23,7 @@ PROGRESS_EVERY_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Workload):
-    """Every training step is a timing sample; memory and cost are measured afterwards, in steps of their own."""
+    """Every training step is a timing sample; memory and cost are measured in steps of their own."""
 
     def __call__(self, spec: TrialSpec, *, progress: Callable[[str], None]) -> Measurement:
         session = open_session(spec)

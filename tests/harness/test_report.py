@@ -423,44 +423,18 @@ def test_hostile_strings_stay_inert(tmp_path):
         )
     )
     page, markdown = built(tmp_path, records, {HOSTILE: [HOSTILE]})
-    harmless = {
-        "html",
-        "head",
-        "meta",
-        "title",
-        "style",
-        "body",
-        "header",
-        "nav",
-        "main",
-        "section",
-        "script",
-    }
-    harmless |= {
-        "h1",
-        "h2",
-        "h3",
-        "p",
-        "ul",
-        "li",
-        "a",
-        "div",
-        "table",
-        "caption",
-        "span",
-        "thead",
-        "tbody",
-        "tr",
-    }
-    harmless |= {"th", "td", "small", "figure", "figcaption", "img", "details", "summary", "pre"}
-    assert {name for name, _ in page.elements} <= harmless
+    harmless = """
+        html head meta title style body header nav main section script h1 h2 h3 p ul li a div span small
+        table caption thead tbody tr th td figure figcaption img details summary pre
+    """
+    assert {name for name, _ in page.elements} <= set(harmless.split())
     assert len(page.all("script")) == 1
     assert not any("onerror" in attributes for _, attributes in page.elements)
     assert all(a["src"].startswith("data:") for a in page.all("img"))
     assert "49" not in page.text.replace("{{7*7}}", "").split()
     assert not {"\x1b", "\u202e"} & set(page.text + markdown)
-    assert "](javascript:" not in markdown.replace("\\](", "")
     outside = re.sub(r"(`{3,})text\n.*?\n\1", "", markdown, flags=re.DOTALL)
+    assert "](javascript:" not in outside.replace("\\](", "")
     assert "<img" not in outside
     assert "<script" not in outside
 

@@ -54,7 +54,7 @@ def value_and_gradients(
 
 def assert_all_close(actual: Sequence[Tensor], expected: Sequence[Tensor], *, tolerance: float) -> None:
     """Equal within a share of the largest expected value."""
-    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
+    for a, b in zip(actual, expected, strict=True):
         assert a.shape == b.shape
         scale = max(1.0, float(b.detach().abs().max())) if b.numel() else 1.0
         torch.testing.assert_close(
@@ -62,7 +62,6 @@ def assert_all_close(actual: Sequence[Tensor], expected: Sequence[Tensor], *, to
             b.double(),
             rtol=0,
             atol=tolerance * scale,
-            msg=lambda text, i=index: f"tensor {i}: {text}",
         )
 
 
@@ -103,7 +102,7 @@ def pairwise(
     """Few combinations in which each pair of levels that is allowed together occurs, chosen greedily."""
     draw = random.Random(0)
     names = list(factors)
-    candidates = []
+    candidates: list[dict[str, Any]] = []
     while len(candidates) < 3000:
         chosen = {name: draw.choice(list(factors[name])) for name in names}
         if allowed(chosen):

@@ -260,7 +260,7 @@ def test_weights_changed_before_backward_are_an_error_and_not_a_wrong_number() -
     _, reversible = both()
     loss = reversible.loss(small_tokens(), small_tokens(seed=1))
     with torch.no_grad():
-        reversible.blocks[1].feed_forward.wide.weight.mul_(2)  # type: ignore[union-attr]
+        reversible.get_parameter("blocks.1.feed_forward.wide.weight").mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 

@@ -386,10 +386,17 @@ def test_buckets_of_any_integer_dtype_give_the_same(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("causality", ["strict", "bucket", "published"])
+@pytest.mark.parametrize("seams", ["masked", "reference"])
 @pytest.mark.parametrize("shift", [-17, LARGEST_COUNT - 3])
-def test_only_the_order_of_bucket_ids_matters(causality: str, shift: int) -> None:
+def test_only_the_order_of_bucket_ids_matters(causality: str, seams: str, shift: int) -> None:
     qk, v = query_and_value()
-    settings: dict[str, Any] = {"n_hashes": 2, "chunk_length": 5, "causality": causality}
+    settings: dict[str, Any] = {
+        "n_hashes": 2,
+        "chunk_length": 5,
+        "causality": causality,
+        "seams": seams,
+        "n_chunks_after": None if causality == "strict" else 1,
+    }
     out = lsh_attention(qk, v, buckets=some_buckets(2), **settings)
     assert torch.equal(lsh_attention(qk, v, buckets=some_buckets(2) + shift, **settings), out)
 

@@ -116,34 +116,29 @@ def test_a_knocked_out_layer_gives_zeros() -> None:
     assert buckets is None
 
 
+def buckets_of(module: SharedQueryKeyAttention | StandardAttention, **attending: Any) -> Tensor:
+    buckets = call(module, **attending).buckets
+    assert buckets is not None
+    return buckets
+
+
 def test_as_random_the_buckets_know_nothing_of_the_input() -> None:
     module = build()
     attended = AttentionCall(attending=Attending(kind="random"))
-    first = module(some_input(), call=attended).buckets
-    second = module(-3 * some_input().roll(1, dims=1), call=attended).buckets
-    lsh = call(module).buckets
-    assert first is not None
-    assert torch.equal(first, second)
-    assert torch.equal(first, call(build(hashing=Random())).buckets)
-    assert lsh is not None
-    assert not torch.equal(first, lsh)
+    first = buckets_of(module, kind="random")
+    assert torch.equal(module(-3 * some_input().roll(1, dims=1), call=attended).buckets, first)
+    assert torch.equal(buckets_of(build(hashing=Random())), first)
+    assert not torch.equal(buckets_of(module), first)
 
 
 def test_rounds_family_and_seed_can_be_changed_at_the_call() -> None:
     module = build()
-    base = call(module).buckets
-    more, other, reseeded = (
-        call(module, **attending).buckets
-        for attending in ({"n_hashes": 3}, {"hashing": Hyperplane()}, {"hash_seed": 1})
-    )
-    assert base is not None
-    assert more is not None
-    assert more.shape[2] == 3
-    for changed in (other, reseeded):
-        assert changed is not None
+    base = buckets_of(module)
+    assert buckets_of(module, n_hashes=3).shape[2] == 3
+    for changed in (buckets_of(module, hashing=Hyperplane()), buckets_of(module, hash_seed=1)):
         assert changed.shape == base.shape
         assert not torch.equal(changed, base)
-    assert torch.equal(call(build(hash_seed=1, hashing=CrossPolytope()), hash_seed=0).buckets, base)
+    assert torch.equal(buckets_of(build(hash_seed=1, hashing=CrossPolytope()), hash_seed=0), base)
 
 
 def test_draws_and_layers_have_rotations_of_their_own() -> None:

@@ -221,14 +221,14 @@ def rolled_attention(
     qk: Tensor, v: Tensor, buckets: Tensor, *, chunk: int, before: int, after: int, causal: bool
 ) -> Tensor:
     """Chunks of all rounds in one row, rolled past each other; every slot of a window counts."""
-    rounds, seq = buckets.shape[2:]
+    batch, heads, _, seq = buckets.shape
     order = (buckets * seq + torch.arange(seq)).argsort(dim=-1)
     place = order.argsort(dim=-1)
-    position = order.flatten(2).unflatten(2, (-1, chunk))
+    position = order.reshape(batch, heads, -1, chunk)
 
     def rows(x: Tensor) -> Tensor:
         flat = order.flatten(2).unsqueeze(-1).expand(-1, -1, -1, x.shape[-1])
-        return x.gather(2, flat).unflatten(2, (-1, chunk))
+        return x.gather(2, flat).reshape(batch, heads, -1, chunk, x.shape[-1])
 
     def window(x: Tensor) -> Tensor:
         return torch.cat([x.roll(shift, dims=2) for shift in range(before, -after - 1, -1)], dim=3)
@@ -242,7 +242,7 @@ def rolled_attention(
     out = (logits - total).exp() @ window(rows(v))
 
     def back(x: Tensor) -> Tensor:
-        x = x.flatten(2, 3).unflatten(2, (rounds, seq))
+        x = x.reshape(*buckets.shape, x.shape[-1])
         return x.gather(3, place.unsqueeze(-1).expand(-1, -1, -1, -1, x.shape[-1]))
 
     return (back(out) * back(total).softmax(dim=2)).sum(dim=2)
