@@ -82,9 +82,8 @@ def visibility(
     every_round = torch.arange(rounds, device=chunks.device)[:, None] * n_chunks
     if options.same_bucket:
         # The bucket of another round is another bucket: the seams show something only within one round.
-        lowest = int(buckets.min())
-        count = int(buckets.max()) - lowest + 1
-        own = buckets - lowest + torch.arange(rounds, device=chunks.device)[:, None] * count
+        count = int(buckets.max() - buckets.min()) + 1
+        own = buckets + torch.arange(rounds, device=chunks.device)[:, None] * count
         codes = (chunks + every_round) * (rounds * count) + own
         return Visibility(codes, -after, before, rounds * n_chunks, _apart(rounds), rounds * count)
     reach = range(-(-before // n_chunks) * -1, -(-after // n_chunks) + 1)

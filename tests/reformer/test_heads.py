@@ -92,6 +92,15 @@ def test_under_autocast_the_loss_is_float32_and_near_the_wide_one() -> None:
     assert_all_close([loss], [head.loss(joined, targets)], tolerance=2e-2)
 
 
+def test_the_loss_of_a_narrow_model_is_summed_in_float32() -> None:
+    head, targets = build(dtype=torch.bfloat16), some_targets()
+    joined = normal(BATCH, SEQ, 28, dtype=torch.bfloat16)
+    loss = head.loss(joined, targets)
+    assert loss.dtype == torch.float32
+    logits = head(joined).float().flatten(0, 1)
+    assert_all_close([loss], [F.cross_entropy(logits, targets.flatten())], tolerance=1e-6)
+
+
 def test_tied_weights_are_the_embedding_and_get_its_gradient() -> None:
     torch.manual_seed(0)
     config = small_config(tie_weights=True, merge="mean")

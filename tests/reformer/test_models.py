@@ -340,6 +340,23 @@ def test_more_rounds_come_nearer_to_full_attention() -> None:
     assert distance(64) < distance(1) / 5
 
 
+def test_embeddings_are_token_plus_position_with_dropout_in_training_alone() -> None:
+    model, tokens = small_model(dropout=0.25, merge="mean"), small_tokens()
+    with model.attending(kind="knock_out"):
+        for block in model.blocks.modules():
+            if isinstance(block, nn.Linear):
+                nn.init.zeros_(block.weight)
+                nn.init.zeros_(block.bias) if block.bias is not None else None
+        model.eval()
+        embedded = model.embedding(tokens) + model.positions(SEQ)
+        assert_all_close([model(tokens)], [model.head(embedded)], tolerance=1e-12)
+        model.train()
+        torch.manual_seed(3)
+        training = model(tokens)
+        torch.manual_seed(3)
+        assert_all_close([training], [model.head(F.dropout(embedded, 0.25))], tolerance=1e-12)
+
+
 # Parameters.
 
 

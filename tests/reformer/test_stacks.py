@@ -41,6 +41,23 @@ def test_without_gradients_reversible_keeps_nothing() -> None:
     assert y1.grad_fn is None
 
 
+@pytest.mark.parametrize("branch", ["attention", "feed_forward"])
+def test_dropout_falls_on_both_branches_in_training_alone(branch: str) -> None:
+    block = Block(small_config(dropout=0.25), layer=0).double()
+    x = normal(BATCH, SEQ, 14)
+
+    def out() -> Tensor:
+        return block.attend(x, call=AttentionCall()).out if branch == "attention" else block.feed(x)
+
+    dropped = out()
+    block.eval()
+    whole = out()
+    kept = dropped != 0
+    assert 0.65 < float(kept.double().mean()) < 0.85
+    assert_all_close([dropped[kept]], [whole[kept] / 0.75], tolerance=1e-12)
+    assert (whole != 0).all()
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_parameters_of_both_branches_are_the_trainable_ones_of_the_block(frozen: bool) -> None:
     (block,) = some_blocks(1)

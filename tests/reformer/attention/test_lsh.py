@@ -401,6 +401,18 @@ def test_only_the_order_of_bucket_ids_matters(causality: str, seams: str, shift:
     assert torch.equal(lsh_attention(qk, v, buckets=some_buckets(2) + shift, **settings), out)
 
 
+@pytest.mark.parametrize("causality", ["strict", "bucket"])
+@pytest.mark.parametrize("seams", ["masked", "reference"])
+def test_bucket_ids_far_apart_stay_apart(causality: str, seams: str) -> None:
+    qk, v = query_and_value()
+    settings: dict[str, Any] = {"n_hashes": 2, "chunk_length": 3, "causality": causality, "seams": seams}
+    settings["n_chunks_after"] = None if causality == "strict" else 2
+    near = some_buckets(2, count=2)
+    # Four times the distance is 2³²: nothing, if it were computed in 32 bits.
+    far = lsh_attention(qk, v, buckets=near * 2**30, **settings)
+    assert torch.equal(far, lsh_attention(qk, v, buckets=near, **settings))
+
+
 # Gradients, dropout, errors.
 
 
