@@ -10,8 +10,8 @@ from reformer.attention import chunking, masking
 from reformer.attention.options import LSHOptions
 from reformer.attention.sorting import SortOrder
 
-#: Integers up to here are compared in 32 bits, at half the memory traffic.
-_LARGEST_NARROW = 2**31 - 1
+#: Integers up to here are compared in 32 bits, at half the memory traffic; their differences fit there too.
+_LARGEST_NARROW = 2**30 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,5 +173,5 @@ def _hide_seen_in_earlier_view(
 
 
 def _narrow(x: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-    """The same integers in 32 bits, if their differences fit there too."""
-    return x.int() if int(x.abs().max()) <= _LARGEST_NARROW // 2 else x
+    """The same integers, in 32 bits if that is wide enough."""
+    return x.int() if int(x.abs().max()) <= _LARGEST_NARROW else x
