@@ -318,7 +318,9 @@ def _plan_one(hydra: Hydra, options: argparse.Namespace, overrides: list[str], *
         )
         if not (options.multirun or config.hydra.mode == RunMode.MULTIRUN):
             _refuse_sweep(overrides)
-            config.hydra.sweeper.params = {}
+            # Another sweeper, refused below, need not know these.
+            if "also" in config.hydra.sweeper:
+                config.hydra.sweeper.params, config.hydra.sweeper.also = {}, []
         sweeper: Any = Plugins.instance().instantiate_sweeper(
             hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
             task_function=run_job,

@@ -56,10 +56,14 @@ def design_of(trials: pd.DataFrame, *, factors: Mapping[str, Sequence[str]] | No
     texts = level_texts(trials, settings)
     varying = [name for name in settings if texts[name].nunique() > 1]
     keys = _swept(trials)
-    swept = [name for name in varying if name in keys and name not in REPLICATES]
-    held = [name for name in varying if name in swept or name in REPLICATES]
     # What an invalid trial holds was never completed by a decoder, so it says nothing on the others.
     valid = texts[trials["outcome"] != "invalid"]
+    swept = [name for name in varying if name in keys and name not in REPLICATES]
+    if "task" in swept:
+        # A setting with one level a task (its length, say) is part of the task.
+        settled = valid.groupby("task", sort=False)[swept].nunique().max() <= 1
+        swept = [name for name in swept if name == "task" or not settled[name]]
+    held = [name for name in varying if name in swept or name in REPLICATES]
     rest = [name for name in varying if name not in held and valid[name].nunique() > 1]
     blocks: list[str] = []
     for name in rest:

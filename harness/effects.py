@@ -120,6 +120,8 @@ def _factor_effects(
 ) -> list[Effect]:
     found = []
     planned = _planned(trials, factor=factor, keys=keys)
+    if not any(planned[level] for level in factor.levels[1:]):
+        return []
     for name in names:
         if name not in trials.columns or trials[name].isna().all():
             continue

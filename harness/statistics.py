@@ -85,19 +85,20 @@ def paired_interval(
     return t_interval(differences, confidence=confidence)
 
 
-def matched_means(
+def from_first(
     table: NDArray[np.float64], *, confidence: float = CONFIDENCE
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean of each column and half the width of its interval, rows being matched units.
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Mean of each column, and the interval of its difference from the first, laid around that mean.
 
-    Differences between the rows are taken out first, as they do not blur a comparison within rows.
+    Args:
+        table: rows are matched units, columns are levels.
 
-    Source: Morey, "Confidence Intervals from Normalized Data", 2008.
+    Returns:
+        Means, lower and upper bounds; the first column, and every column of a single row, has none (nan).
     """
-    rows, columns = table.shape
     means = table.mean(axis=0)
-    if rows < 2 or columns < 2:
-        return means, np.full(columns, np.nan)
-    normalised = table - table.mean(axis=1, keepdims=True) + table.mean()
-    spread = normalised.std(axis=0, ddof=1) * math.sqrt(columns / (columns - 1))
-    return means, t_quantile(confidence, degrees=rows - 1) * spread / math.sqrt(rows)
+    low, high = np.full_like(means, np.nan), np.full_like(means, np.nan)
+    for column in range(1, table.shape[1]):
+        interval = bootstrap_interval(table[:, column] - table[:, 0], confidence=confidence)
+        low[column], high[column] = means[0] + interval.low, means[0] + interval.high
+    return means, low, high

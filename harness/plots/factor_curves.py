@@ -16,7 +16,7 @@ from harness.metrics.catalogue import describe
 from harness.plots import style
 from harness.plots.plot import Plot
 from harness.plots.units import axis_label, in_axis_units
-from harness.statistics import matched_means
+from harness.statistics import from_first
 
 #: More lines than this would be a grey wall: the rest is in the mean.
 _MAX_LINES = 100
@@ -60,8 +60,8 @@ def _draw(trials: pd.DataFrame, *, task: str, factor: Factor, keys: Sequence[str
         title=f"{plain(factor.name, limit=60)} ({plain(task, limit=40)})",
         caption=(
             f"Thin lines: trials equal in everything but {plain(factor.name, limit=60)}. Thick line: mean of "
-            f"the {min(complete)} cells measured at every level, with the 95 % interval of the comparison "
-            "within cells (none for a single cell)."
+            f"the {min(complete)} cells measured at every level; bars: 95 % interval of the difference from "
+            f"{plain(factor.levels[0], limit=16)} within cells (none for a single cell)."
         ),
         alt=f"{', '.join(words)} on the task {task} at {factor.name} = {', '.join(factor.levels)}",
         figure=figure,
@@ -77,11 +77,14 @@ def _panel(axes: Axes, *, cells: pd.DataFrame, factor: Factor, name: str) -> int
         axes.plot(positions, row, color=style.MUTED, alpha=0.35, linewidth=0.9, marker=".", markersize=4)
     whole = values[np.isfinite(values).all(axis=1)]
     if len(whole):
-        means, halves = matched_means(whole)
+        means, low, high = from_first(whole)
+        if metric.unit == "fraction":
+            # In per cent on this axis; no mean of accuracies lies outside.
+            low, high = np.clip(low, 0, 100), np.clip(high, 0, 100)
         axes.errorbar(
             positions,
             means,
-            yerr=None if np.isnan(halves).any() else halves,
+            yerr=np.stack([means - low, high - means]),
             color=style.COLOURS[0],
             marker="o",
             markersize=6,

@@ -240,7 +240,7 @@ def _eval_sets(trials: pd.DataFrame, *, records: Sequence[TrialRecord]) -> list[
     """Trials of one task and seed must share their evaluation set."""
     names = [name for name in trials.columns if name in ("task", "seed") or name.startswith("task.")]
     hashes = pd.Series(
-        {record.trial_id: record.theory.get("eval_sha256") for record in records}, dtype=object
+        {record.trial_id: record.theory.get("evaluation_sha256") for record in records}, dtype=object
     ).reindex(trials["trial_id"])
     frame = level_texts(trials, names).assign(_sha=hashes.to_numpy())
     if not names or frame["_sha"].isna().all():

@@ -38,10 +38,16 @@ from hydra_plugins.harness_sweeper._errors import COMPOSITION_ERRORS, explain
 
 @dataclass
 class HarnessSweeperConf:
-    """`hydra/sweeper=harness`; `params` maps keys to levels, as one would type them."""
+    """`hydra/sweeper=harness`: which cells a preset sweeps, unless the command line says otherwise.
+
+    Args:
+        params: keys and their levels, as one would type them; the sweep is their product.
+        also: further products of the same kind, run into the same study.
+    """
 
     _target_: str = "hydra_plugins.harness_sweeper._sweeper.HarnessSweeper"
     params: dict[str, str] = field(default_factory=dict)
+    also: list[dict[str, Any]] = field(default_factory=list)
 
 
 ConfigStore.instance().store(
@@ -52,8 +58,11 @@ ConfigStore.instance().store(
 class HarnessSweeper(Sweeper):
     """Plans a sweep over cells and hands what has to run to the launcher."""
 
-    def __init__(self, params: Mapping[str, str]) -> None:
-        self.params = dict(params)
+    def __init__(self, params: Mapping[str, str], also: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.products = [
+            {key: "null" if levels is None else str(levels) for key, levels in product.items()}
+            for product in (params, *also)
+        ]
         self.config: DictConfig
         self.hydra_context: HydraContext
         self.launcher: Launcher
@@ -82,8 +91,8 @@ class HarnessSweeper(Sweeper):
             HydraException: no cell can be composed, or a level names an option that does not exist.
         """
         made_at = now()
-        axes = self._axes(arguments)
-        cells = self._cells(axes)
+        products = [self._axes(preset, arguments) for preset in self.products]
+        cells = self._cells(products)
         decoded = process_server().decode(
             [{} if cell.config is None else cell.config for cell in cells], check_device=check_device
         )
@@ -92,7 +101,7 @@ class HarnessSweeper(Sweeper):
             cells,
             [_with_error(cell, result) for cell, result in zip(cells, decoded, strict=True)],
             placement=placement,
-            factors={axis.key: axis.levels for axis in axes if axis.swept},
+            factors=_factors(products),
             code=code_fingerprint(),
             made_at=made_at,
         )
@@ -109,12 +118,12 @@ class HarnessSweeper(Sweeper):
         ]
         return list(self.launcher.launch(jobs, initial_job_idx=0)) if jobs else []
 
-    def _axes(self, arguments: Sequence[str]) -> list[_Axis]:
+    def _axes(self, preset: Mapping[str, str], arguments: Sequence[str]) -> list[_Axis]:
         """The levels of each key: the experiment's, replaced by those of the command line."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        preset = parser.parse_overrides([f"{key}={levels}" for key, levels in self.params.items()])
+        params = parser.parse_overrides([f"{key}={levels}" for key, levels in preset.items()])
         typed = parser.parse_overrides(list(arguments))
-        axes = {_name(override): _Axis.of(override, pinned=True) for override in preset}
+        axes = {_name(override): _Axis.of(override, pinned=True) for override in params}
         for override in typed:
             name = _name(override)
             pinned = name in axes and axes[name].pinned
@@ -126,8 +135,8 @@ class HarnessSweeper(Sweeper):
                 )
         return list(axes.values())
 
-    def _cells(self, axes: Sequence[_Axis]) -> list[Cell]:
-        """Every combination of levels, composed as far as it can be.
+    def _cells(self, products: Sequence[Sequence[_Axis]]) -> list[Cell]:
+        """Every combination of levels of every product, composed as far as it can be.
 
         Raises:
             HydraException: none can be composed, or one names an option that does not exist.
@@ -135,7 +144,12 @@ class HarnessSweeper(Sweeper):
         composer = Composer(self.hydra_context.config_loader, self.config)
         cells = []
         errors: list[Exception] = []
-        for combination in itertools.product(*(axis.overrides for axis in axes)):
+        combinations = [
+            (axes, combination)
+            for axes in products
+            for combination in itertools.product(*(axis.overrides for axis in axes))
+        ]
+        for axes, combination in combinations:
             overrides = tuple(_line(override) for override in combination)
             config, error = None, ""
             try:
@@ -197,6 +211,17 @@ class _Axis:
     def levels(self) -> tuple[str, ...]:
         """The levels as typed."""
         return tuple(_level(override) for override in self.overrides)
+
+
+def _factors(products: Sequence[Sequence[_Axis]]) -> dict[str, tuple[str, ...]]:
+    """Every key that has several levels, in one product or over all of them, with its levels as typed."""
+    levels: dict[str, dict[str, None]] = {}
+    for axes in products:
+        for axis in axes:
+            if axis.swept or axis.pinned:
+                levels.setdefault(axis.key, {}).update(dict.fromkeys(axis.levels))
+    swept = {axis.key for axes in products for axis in axes if axis.swept}
+    return {key: tuple(found) for key, found in levels.items() if key in swept or len(found) > 1}
 
 
 class Composer:

@@ -112,7 +112,7 @@ def record(cell: Mapping[str, Any], *, experiment: str = "quick", **settings: An
             "quality": "bits_per_byte" if is_text else "accuracy",
             "chance_accuracy": None if is_text else 1 / 63,
             "majority_accuracy": None if is_text else 0.02,
-            "eval_sha256": "e" * 64,
+            "evaluation_sha256": "e" * 64,
         },
         started_at=f"2026-01-02T03:{plain['seed']:02}:{int(noise.integers(60)):02}+00:00",
         duration_s=float(12 + noise.random()),

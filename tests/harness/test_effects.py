@@ -3,6 +3,7 @@ import math
 import pytest
 
 from harness import aggregate
+from harness.design import design_of
 from harness.effects import COLUMNS, effects
 from tests.harness import factory
 
@@ -149,3 +150,18 @@ def test_too_few_trials_have_no_effects(records, count):
     table = effects(aggregate.table(records[:count], study="s"))
     assert table.empty
     assert tuple(table.columns) == COLUMNS
+
+
+def test_settings_of_a_task_are_no_factors_beside_it():
+    copy = factory.sweep({"task": ["copy"], "task.length": ["128"], "attention.n_hashes": ["1", "4"]})
+    text = factory.sweep({"task": ["text"], "task.length": ["256"], "attention.n_hashes": ["1", "4"]})
+    trials = aggregate.table([*copy, *text], study="s")
+    assert [factor.name for factor in design_of(trials).factors] == ["task", "attention.n_hashes"]
+    assert "task.length" in design_of(trials).followers
+    assert set(effects(trials)["factor"]) == {"task", "attention.n_hashes"}
+
+
+def test_a_factor_without_a_single_pair_has_no_effect():
+    one = factory.sweep({"attention.n_hashes": ["1"], "model.residual": ["plain"]})
+    other = factory.sweep({"attention.n_hashes": ["4"], "model.residual": ["reversible"]})
+    assert effects(aggregate.table([*one, *other], study="s")).empty

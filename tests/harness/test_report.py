@@ -317,7 +317,7 @@ class TestCautions:
 
     def test_other_evaluation_data(self, tmp_path):
         records = factory.sweep(LEVELS)
-        records[0] = replace(records[0], theory={**records[0].theory, "eval_sha256": "f" * 64})
+        records[0] = replace(records[0], theory={**records[0].theory, "evaluation_sha256": "f" * 64})
         assert "evaluated on different data" in self.cautions(tmp_path, records)
 
     def test_blocks_followers_and_balance(self, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from harness.statistics import (
     bootstrap_interval,
-    matched_means,
+    from_first,
     paired_interval,
     t_interval,
     t_quantile,
@@ -80,14 +80,23 @@ def test_sides_of_unequal_length_are_no_pairs():
         paired_interval([1.0, 2.0, 3.0], [1.0, 2.0])
 
 
-def test_matched_means_ignore_differences_between_rows():
+def test_differences_from_the_first_column_ignore_differences_between_rows():
     table = np.array([[10.0, 12.0], [110.0, 112.0], [60.0, 62.0]])
-    means, halves = matched_means(table)
+    means, low, high = from_first(table)
     assert means == pytest.approx([60.0, 62.0])
-    assert halves == pytest.approx([0.0, 0.0], abs=1e-9)
+    assert (low[1], high[1]) == pytest.approx((62.0, 62.0))
 
 
-def test_matched_means_of_one_row_have_no_interval():
-    means, halves = matched_means(np.array([[1.0, 2.0]]))
+def test_a_column_that_stays_put_has_a_narrow_interval_beside_one_that_does_not():
+    table = np.array([[0.0, 0.1, 1.0], [0.0, -0.1, 9.0], [0.0, 0.0, 5.0]])
+    _, low, high = from_first(table)
+    assert high[1] - low[1] < 0.6
+    assert high[2] - low[2] > 10
+
+
+def test_the_first_column_and_a_single_row_have_no_interval():
+    _, low, high = from_first(np.array([[1.0, 2.0], [2.0, 3.0]]))
+    assert np.isnan([low[0], high[0]]).all()
+    means, low, high = from_first(np.array([[1.0, 2.0]]))
     assert list(means) == [1.0, 2.0]
-    assert np.isnan(halves).all()
+    assert np.isnan([low, high]).all()

@@ -105,7 +105,8 @@ def test_an_unknown_key_is_as_unknown_as_to_hydra(composer: Composer) -> None:
 def plan_of(hydra: Hydra, folder: Path, *typed: str) -> Plan:
     overrides = [f"results_dir={folder}", *typed]
     config = hydra.compose_config("config", overrides, RunMode.MULTIRUN)
-    sweeper = HarnessSweeper(params=dict(config.hydra.sweeper.params))
+    preset = config.hydra.sweeper
+    sweeper = HarnessSweeper(params=dict(preset.params), also=[dict(one) for one in preset.also])
     context = HydraContext(config_loader=hydra.config_loader, callbacks=None)  # type: ignore[arg-type]
     sweeper.setup(hydra_context=context, task_function=print, config=config)
     return sweeper.plan(overrides)
@@ -136,6 +137,34 @@ def test_a_key_of_the_experiment_stays_in_the_cell_when_one_level_is_typed(
     assert list(plan.factors) == ["model.residual"]
     assert cells(plan)[0] == {"attention.n_hashes": "4", "model.residual": "plain", "seed": "0"}
     assert plan.trials[0].spec["train"]["steps"] == 7
+
+
+def test_an_experiment_can_sweep_several_products(hydra: Hydra, tmp_path: Path) -> None:
+    plan = plan_of(hydra, tmp_path, "experiment=fake_union")
+    assert [(cell["task"], cell["attention.n_hashes"]) for cell in cells(plan)] == [
+        ("copy", "1"), ("copy", "2"), ("text", "2"), ("text", "8")
+    ]  # fmt: skip
+    assert plan.factors == {
+        "task": ("copy", "text"),
+        "task.length": ("32", "64"),
+        "attention.n_hashes": ("1", "2", "8"),
+    }
+    assert [trial.spec["task"]["length"] for trial in plan.trials] == [32, 32, 64, 64]
+    assert plan.trials[2].spec["model"]["axial_shape"] is None
+
+
+def test_what_is_typed_replaces_the_levels_in_every_product(hydra: Hydra, tmp_path: Path) -> None:
+    plan = plan_of(hydra, tmp_path, "experiment=fake_union", "attention.n_hashes=4", "seed=0,1")
+    assert [(cell["task"], cell["seed"]) for cell in cells(plan)] == [
+        ("copy", "0"), ("copy", "1"), ("text", "0"), ("text", "1")
+    ]  # fmt: skip
+    assert {cell["attention.n_hashes"] for cell in cells(plan)} == {"4"}
+
+
+def test_products_that_meet_run_a_trial_once(hydra: Hydra, tmp_path: Path) -> None:
+    plan = plan_of(hydra, tmp_path, "experiment=fake_union", "task=text", "task.length=64")
+    assert [cell["attention.n_hashes"] for cell in cells(plan)] == ["1", "2", "8"]
+    assert plan.duplicates == 1
 
 
 def test_ranges_choices_and_globs_are_levels(hydra: Hydra, tmp_path: Path) -> None:
