@@ -13,6 +13,7 @@ import difflib
 import json
 import os
 import re
+import secrets
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -182,13 +183,13 @@ def studies(results_dir: Path) -> list[Study]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the whole new text, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with temporary.open("x", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

@@ -101,6 +101,12 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_written_file_has_the_mode_of_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    write_atomically(tmp_path / "x", "text")
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_study_info_survives_being_torn(study: Study) -> None:
     assert study.read_info() == {}
     study.write_info({"name": "mine"})
