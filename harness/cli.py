@@ -332,9 +332,26 @@ def _plan_one(hydra: Hydra, options: argparse.Namespace, overrides: list[str], *
         arguments = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         plan = sweeper.plan(arguments, check_device=local and not dry)
     _require_valid(plan)
+    if not dry:
+        _warn_of_crowding(plan, config)
     flags = ["-m"] if options.multirun else []
     command = shlex.join(["harness", "run", *flags, *overrides])
     return _Sweep(plan=plan, sweeper=sweeper, command=command)
+
+
+def _warn_of_crowding(plan: Plan, config: DictConfig) -> None:
+    """Trials side by side that want more threads than there are CPUs measure each other."""
+    from harness.environment import available_cpus
+
+    n_jobs = int(config.hydra.launcher.get("n_jobs", 1) or 1)
+    cpus = available_cpus()
+    jobs = min(n_jobs if n_jobs > 0 else max(1, cpus + 1 + n_jobs), len(plan.to_run))
+    threads = max((int(trial.spec.get("threads", 1)) for trial in plan.to_run), default=1)
+    if jobs > 1 and jobs * threads > cpus:
+        wording.complain(
+            f"{jobs} trials at once with {threads} threads each on {wording.counted(cpus, 'CPU')}: their times "
+            f"say little; set threads={max(1, cpus // jobs)}"
+        )
 
 
 def _require_valid(plan: Plan) -> None:

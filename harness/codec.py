@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from harness.devices import available_cpus
+from harness.environment import available_cpus
 from harness.spec import TrialSpec
 
 #: Keys of the composed config that are outside the spec, because they change no number.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 
 import torch
 
@@ -29,10 +28,3 @@ def synchronize(device: torch.device) -> None:
     """Wait until everything that was launched on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use, which in a container are fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

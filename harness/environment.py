@@ -63,6 +63,13 @@ def _package_folder(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
+def available_cpus() -> int:
+    """CPUs that this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @functools.cache
 def host_environment() -> dict[str, Any]:
     """What the parent knows about the machine and the checkout; asked once a process."""

@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m harness.worker", description="Measure trials.")
     parser.add_argument("--serve", action="store_true", help="answer requests until standard input ends")
     arguments = parser.parse_args(argv)
+    # Before torch is imported: the profiler would tell the log of every start and stop.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     replies = _keep_stdout()
     if arguments.serve:
         _serve(replies)

@@ -72,6 +72,11 @@ class LSHOptions:
                 f"n_chunks_after={self.n_chunks_after}: causality 'strict' sees nothing later in the sorted "
                 "order; use n_chunks_after=0 or causality='published'"
             )
+        if self.bucket_mask is False and self.causal and self.causality != "published":
+            raise ValueError(
+                f"bucket_mask=False: causality '{self.causality}' shows a query its own bucket only; "
+                "use bucket_mask=None or causality='published'"
+            )
 
     @property
     def strict(self) -> bool:

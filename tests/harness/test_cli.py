@@ -16,6 +16,7 @@ import pytest
 
 import harness
 from harness import cli
+from harness.environment import available_cpus
 from harness.errors import UsageError
 from harness.paths import conf_dir
 from harness.record import TrialRecord
@@ -584,6 +585,19 @@ def test_joblib_runs_several_at_once_and_prints_the_same(shell: Shell) -> None:
 
 
 @pytest.mark.slow
+def test_trials_side_by_side_that_crowd_the_machine_are_told_of(shell: Shell) -> None:
+    cpus = available_cpus()
+    process = start(
+        shell, "-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", f"threads={cpus}"
+    )
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0
+    (line,) = err.splitlines()
+    assert line.startswith(f"harness: 2 trials at once with {cpus} threads each on {cpus} CPU")
+    assert line.endswith(f"set threads={max(1, cpus // 2)}")
+
+
+@pytest.mark.slow
 def test_ctrl_c_with_joblib(shell: Shell) -> None:
     arguments = [
         "-m",
@@ -598,7 +612,7 @@ def test_ctrl_c_with_joblib(shell: Shell) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert err == "harness: interrupted: 0 of 4 trials done; the same command does the rest\n"
+    assert err.splitlines()[-1] == "harness: interrupted: 0 of 4 trials done; the same command does the rest"
     deadline = time.monotonic() + 15
     while not all(gone(child) for child in children):
         assert time.monotonic() < deadline

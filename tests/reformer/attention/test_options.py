@@ -34,6 +34,10 @@ def options(**settings: Any) -> LSHOptions:
             {"n_chunks_after": 1},
             "n_chunks_after=1: causality 'strict' sees nothing later .*; use n_chunks_after=0",
         ),
+        (
+            {"bucket_mask": False, "causality": "bucket"},
+            "bucket_mask=False: causality 'bucket' shows .*; use bucket_mask=None or causality='published'",
+        ),
     ],
 )
 def test_a_wrong_switch_is_a_value_error_that_names_value_rule_and_mend(

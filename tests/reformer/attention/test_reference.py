@@ -46,6 +46,8 @@ def allowed(row: dict[str, Any]) -> bool:
     strict = row["causal"] and row["causality"] == "strict"
     if strict and (row["n_chunks_before"] == 0 or row["n_chunks_after"] not in (None, 0)):
         return False
+    if row["causal"] and row["causality"] != "published" and row["bucket_mask"] is False:
+        return False
     return not (isinstance(row["hashing"], Hyperplane) and row["n_buckets"] == 6)
 
 
