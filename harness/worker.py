@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--serve", action="store_true", help="answer requests until standard input ends")
     arguments = parser.parse_args(argv)
     # Before torch is imported: the profiler would tell the log of every start and stop.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     replies = _keep_stdout()
     if arguments.serve:
         _serve(replies)

@@ -1,5 +1,7 @@
 """What all tests share: shapes that are checked, one thread, the same examples each time."""
 
+import signal
+
 import jaxtyping
 import torch
 from hypothesis import settings
@@ -8,6 +10,9 @@ from hypothesis import settings
 jaxtyping.install_import_hook("reformer", "beartype.beartype")
 
 torch.set_num_threads(1)
+
+# The background job of a shell ignores interrupts, and so would every command that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 settings.load_profile("repeatable")
