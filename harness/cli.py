@@ -349,8 +349,8 @@ def _warn_of_crowding(plan: Plan, config: DictConfig) -> None:
     threads = max((int(trial.spec.get("threads", 1)) for trial in plan.to_run), default=1)
     if jobs > 1 and jobs * threads > cpus:
         wording.complain(
-            f"{jobs} trials at once with {threads} threads each on {wording.counted(cpus, 'CPU')}: their times "
-            f"say little; set threads={max(1, cpus // jobs)}"
+            f"{jobs} trials at once with {threads} threads each on {wording.counted(cpus, 'CPU')}: their "
+            f"times say little; set threads={max(1, cpus // jobs)}"
         )
 
 

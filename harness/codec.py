@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 import types
 import typing
@@ -113,7 +114,7 @@ def _decode_tuple(value: Any, kinds: tuple[Any, ...], path: str) -> tuple[Any, .
 def _decode_scalar(value: Any, kind: Any, path: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if type(value) is not kind:
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
         raise SpecError(f"{path}={_shown(value)}: must be {_word(kind)}")
     return value
 
@@ -160,7 +161,9 @@ def _target(name: Any, base: type, path: str) -> type:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise SpecError(f"{_join(path, TARGET)}={name!r}: cannot be imported ({error})") from error
-    if not (inspect.isclass(found) and issubclass(found, base) and is_dataclass(found)):
+    if not (inspect.isclass(found) and issubclass(found, base) and is_dataclass(found)) or inspect.isabstract(
+        found
+    ):
         raise SpecError(f"{_join(path, TARGET)}={name!r}: is no {base.__name__}")
     return found
 
@@ -174,7 +177,7 @@ def _suggestion(name: str, known: list[str], path: str) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     if near:
         return f"; did you mean {_join(path, near[0])}?"
-    return f"; known here: {', '.join(sorted(known))}"
+    return f"; known here: {', '.join(sorted(known)) or 'nothing'}"
 
 
 def _join(path: str, name: str) -> str:

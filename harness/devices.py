@@ -1,7 +1,6 @@
-"""What differs between devices: whether one is there, waiting for it, and its clocks."""
+"""What differs between devices: whether one is there, and waiting for it."""
 
 from __future__ import annotations
-
 
 import torch
 

@@ -9,11 +9,13 @@ from harness.tasks.task import Task
 from harness.workloads.workload import Workload
 from reformer import HashFamily, ReformerConfig
 from reformer.attention.modules import Attending
+from reformer.attention.options import at_least
+from reformer.attention.oracle import LONGEST as LONGEST_ORACLE
 from reformer.config import ATTENTION_KINDS
 from reformer.hashing import Buckets
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
-CONTROLS = ("full", "random", "knock_out")
+CONTROLS = ("full", "oracle", "random", "knock_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class AttentionSpec:
     duplicates: str
     seams: str
     logit_scale: str
+    hash_dropout: float
     backend: str
 
     def __post_init__(self) -> None:
@@ -43,6 +46,11 @@ class LocalSpec:
     chunk_length: int | None
     n_chunks_before: int
 
+    def __post_init__(self) -> None:
+        if self.chunk_length is not None:
+            at_least("local.chunk_length", self.chunk_length, 1)
+        at_least("local.n_chunks_before", self.n_chunks_before, 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -55,10 +63,14 @@ class ModelSpec:
     n_layers: int
     layers: tuple[str, ...]
     residual: str
+    grid_bits: int
     positions: str
     axial_shape: tuple[int, int] | None
     axial_dims: tuple[int, int] | None
     max_length: int | None
+    norm: str
+    norm_eps: float
+    activation: str
     ff_chunk_length: int | None
     loss_chunk_length: int | None
     dropout: float
@@ -113,7 +125,7 @@ class EvaluateSpec:
     Args:
         n_hashes: hash rounds.
         hash_seeds: every setting that hashes is evaluated once a seed.
-        controls: `full` attention, `random` buckets, attention `knock_out`.
+        controls: `full` attention, the `oracle`, `random` buckets, attention `knock_out`.
     """
 
     n_hashes: tuple[int, ...]
@@ -180,6 +192,12 @@ class TrialSpec:
             if not 0 <= getattr(self, name) < 2**31:
                 raise ValueError(f"{name}={getattr(self, name)}: give 0 ≤ {name} < 2**31")
         self.reformer_config()
+        if "oracle" in self.evaluate.controls and self.task.length > LONGEST_ORACLE:
+            raise ValueError(
+                f"evaluate.controls={list(self.evaluate.controls)}: the oracle holds every pair of at most "
+                f"{LONGEST_ORACLE} tokens, and task.length={self.task.length}; leave it out or use a shorter "
+                "task"
+            )
 
     def reformer_config(self) -> ReformerConfig:
         """The model of this trial.
@@ -212,13 +230,18 @@ class TrialSpec:
             seams=self.attention.seams,
             logit_scale=self.attention.logit_scale,
             hashing=self.hashing,
+            hash_dropout=self.attention.hash_dropout,
             backend=self.attention.backend,
             local_chunk_length=self.local.chunk_length,
             local_n_chunks_before=self.local.n_chunks_before,
             residual=self.model.residual,
+            grid_bits=self.model.grid_bits,
             positions=self.model.positions,
             axial_shape=self.model.axial_shape,
             axial_dims=self.model.axial_dims,
+            norm=self.model.norm,
+            norm_eps=self.model.norm_eps,
+            activation=self.model.activation,
             dropout=self.model.dropout,
             attention_dropout=self.model.attention_dropout,
             ff_chunk_length=self.model.ff_chunk_length,

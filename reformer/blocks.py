@@ -14,11 +14,19 @@ def map_blocks(
     x: Float[Tensor, "batch seq inner"],
     *,
     length: int | None,
+    random: bool = False,
 ) -> Float[Tensor, "batch seq outer"]:
-    """Apply a row-wise function without randomness to `length` rows at a time; None applies it at once."""
+    """Apply a row-wise function to `length` rows at a time; None applies it at once.
+
+    Args:
+        function: what is applied to the rows.
+        x: the rows.
+        length: rows of a block.
+        random: whether the function draws from the global random stream; backward then draws the same again.
+    """
     if length is None or length >= x.shape[1]:
         return function(x)
-    return torch.cat([_recomputed(function, block) for block in x.split(length, dim=1)], dim=1)
+    return torch.cat([_recomputed(function, block, random=random) for block in x.split(length, dim=1)], dim=1)
 
 
 def sum_blocks(
@@ -27,15 +35,16 @@ def sum_blocks(
     targets: Int[Tensor, "batch seq"],
     *,
     length: int | None,
+    random: bool = False,
 ) -> Float[Tensor, ""]:
-    """Add up a sum over rows, `length` rows at a time; None computes it at once."""
+    """Add up a sum over rows, `length` rows at a time; the arguments as in `map_blocks`."""
     if length is None or length >= x.shape[1]:
         return function(x, targets)
     blocks = zip(x.split(length, dim=1), targets.split(length, dim=1), strict=True)
-    return torch.stack([_recomputed(function, *block) for block in blocks]).sum()
+    return torch.stack([_recomputed(function, *block, random=random) for block in blocks]).sum()
 
 
-def _recomputed(function: Callable[..., Tensor], *blocks: Tensor) -> Tensor:
+def _recomputed(function: Callable[..., Tensor], *blocks: Tensor, random: bool) -> Tensor:
     if not torch.is_grad_enabled():
         return function(*blocks)
-    return cast(Tensor, checkpoint(function, *blocks, use_reentrant=False, preserve_rng_state=False))
+    return cast(Tensor, checkpoint(function, *blocks, use_reentrant=False, preserve_rng_state=random))

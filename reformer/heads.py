@@ -1,5 +1,7 @@
-"""The language-model head: logits, loss and scores, row block by row block."""
+"""Heads: from merged streams to logits, loss and scores, row block by row block."""
 
+from abc import ABC, abstractmethod
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from reformer.blocks import sum_blocks
 from reformer.config import ReformerConfig
+from reformer.norms import build_norm
 
 #: Targets of this value are not scored, as in `torch.nn.functional.cross_entropy`.
 IGNORED = -100
@@ -35,34 +38,33 @@ class _TiedProjection(nn.Module):
         return F.linear(x, self._embedding[0].weight, self.bias)
 
 
-class LanguageModelHead(nn.Module):
-    """Joins the two streams, normalises, and projects to the vocabulary."""
+class Head(nn.Module, ABC):
+    """Normalises the merged streams and makes logits of each row."""
 
-    def __init__(self, config: ReformerConfig, *, embedding: nn.Embedding) -> None:
+    def __init__(self, config: ReformerConfig, *, block_length: int | None) -> None:
         super().__init__()
-        width = 2 * config.d_model if config.merge == "concat" else config.d_model
-        self.merge = config.merge
-        self.block_length = config.loss_chunk_length
-        self.norm = nn.LayerNorm(width)
-        self.projection = (
-            _TiedProjection(embedding) if config.tie_weights else nn.Linear(width, config.vocab_size)
-        )
+        self.block_length = block_length
+        self.norm = build_norm(config, width=config.joined_width)
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, joined: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch rows vocab"]:
-        logits: Tensor = self.projection(self.norm(joined))
-        return logits
+    def forward(self, joined: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch rows classes"]:
+        """Logits of every row at once."""
+        return self.logits(joined, dropout_p=self._dropout_p)
 
-    def join(
-        self, y1: Float[Tensor, "batch seq d_model"], y2: Float[Tensor, "batch seq d_model"]
-    ) -> Float[Tensor, "batch seq width"]:
-        """The two streams as one."""
-        return torch.cat([y1, y2], dim=-1) if self.merge == "concat" else (y1 + y2) / 2
+    @abstractmethod
+    def logits(
+        self, joined: Float[Tensor, "batch rows width"], *, dropout_p: float
+    ) -> Float[Tensor, "batch rows classes"]:
+        """Logits, where that share of what enters a projection is dropped."""
 
     def loss(
         self, joined: Float[Tensor, "batch seq width"], targets: Int[Tensor, "batch seq"]
     ) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats over the scored targets; 0 if there are none."""
-        total = sum_blocks(self._sum, joined, targets, length=self.block_length)
+        # Read here: a block that is computed again drops what it dropped, whatever the mode has become.
+        dropout_p = self._dropout_p
+        rows = partial(self._sum, dropout_p=dropout_p)
+        total = sum_blocks(rows, joined, targets, length=self.block_length, random=dropout_p > 0)
         return total / (targets != IGNORED).sum().clamp(min=1)
 
     @torch.no_grad()
@@ -80,9 +82,51 @@ class LanguageModelHead(nn.Module):
             correct += ((logits.argmax(dim=-1) == wanted) & (wanted != IGNORED)).sum()
         return Scores(nll_nats, correct, (targets != IGNORED).sum())
 
+    @property
+    def _dropout_p(self) -> float:
+        return self.dropout.p if self.dropout.training else 0.0
+
     def _sum(
-        self, joined: Float[Tensor, "batch rows width"], targets: Int[Tensor, "batch rows"]
+        self,
+        joined: Float[Tensor, "batch rows width"],
+        targets: Int[Tensor, "batch rows"],
+        *,
+        dropout_p: float,
     ) -> Float[Tensor, ""]:
-        logits = self(joined)
+        logits = self.logits(joined, dropout_p=dropout_p)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED)
+
+
+class LanguageModelHead(Head):
+    """Projects every token to the vocabulary."""
+
+    def __init__(self, config: ReformerConfig, *, embedding: nn.Embedding) -> None:
+        super().__init__(config, block_length=config.loss_chunk_length)
+        self.projection = (
+            _TiedProjection(embedding)
+            if config.tie_weights
+            else nn.Linear(config.joined_width, config.vocab_size)
+        )
+
+    def logits(
+        self, joined: Float[Tensor, "batch rows width"], *, dropout_p: float
+    ) -> Float[Tensor, "batch rows vocab"]:
+        logits: Tensor = self.projection(F.dropout(self.norm(joined), dropout_p))
+        return logits
+
+
+class ClassificationHead(Head):
+    """Projects one token a sequence to the classes, through a layer of its own."""
+
+    def __init__(self, config: ReformerConfig, *, n_classes: int) -> None:
+        super().__init__(config, block_length=None)
+        self.dense = nn.Linear(config.joined_width, config.d_model)
+        self.projection = nn.Linear(config.d_model, n_classes)
+
+    def logits(
+        self, joined: Float[Tensor, "batch rows width"], *, dropout_p: float
+    ) -> Float[Tensor, "batch rows classes"]:
+        hidden = self.dense(F.dropout(self.norm(joined), dropout_p)).tanh()
+        logits: Tensor = self.projection(F.dropout(hidden, dropout_p))
+        return logits

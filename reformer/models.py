@@ -1,46 +1,29 @@
-"""The Reformer language model."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+"""Models of one sequence: language models and a classifier."""
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from reformer.attention.modules import Attending, AttentionCall
 from reformer.config import ReformerConfig
-from reformer.hashing.family import HashFamily
-from reformer.heads import LanguageModelHead, Scores
-from reformer.layer import Block
-from reformer.positions import build_positions
-from reformer.stacks import run_stack
+from reformer.generation import DecodeState, evaluating, start_decode, write_on
+from reformer.heads import ClassificationHead, LanguageModelHead, Scores
+from reformer.randomness import RandomState
+from reformer.sampling import Sampling
+from reformer.stacks import gradient_cosine, merge_streams
+from reformer.trunk import Trunk
 
 
-class ReformerLM(nn.Module):
-    """A causal language model of Reformer blocks.
-
-    Hash rotations come from the config's `hash_seed`, the layer and a counter that goes up by one each
-    training forward; the global random stream serves initialisation and dropout alone.
-    """
+class TokenModel(Trunk):
+    """A prediction at every token; the language models differ in what a token sees, and in its target."""
 
     def __init__(self, config: ReformerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        nn.init.normal_(self.embedding.weight, std=config.embedding_std)
-        self.positions = build_positions(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer=layer) for layer in range(config.n_layers))
+        super().__init__(config)
         self.head = LanguageModelHead(config, embedding=self.embedding)
-        self._draw = 0
-        self._attending = Attending()
 
     def forward(
         self, tokens: Int[Tensor, "batch seq"], *, padding_mask: Bool[Tensor, "batch seq"] | None = None
     ) -> Float[Tensor, "batch seq vocab"]:
-        """Logits of the next token at every position.
+        """Logits at every position.
 
         Args:
             tokens: token ids, at most `max_length` of them a row.
@@ -49,7 +32,7 @@ class ReformerLM(nn.Module):
         Raises:
             ValueError: more tokens than `max_length`.
         """
-        logits: Tensor = self.head(self._join(tokens, padding_mask=padding_mask))
+        logits: Tensor = self.head(self._run(tokens, padding_mask=padding_mask))
         return logits
 
     def loss(
@@ -69,7 +52,7 @@ class ReformerLM(nn.Module):
         Raises:
             ValueError: more tokens than `max_length`.
         """
-        return self.head.loss(self._join(tokens, padding_mask=padding_mask), targets)
+        return self.head.loss(self._run(tokens, padding_mask=padding_mask), targets)
 
     @torch.no_grad()
     def score(
@@ -89,71 +72,206 @@ class ReformerLM(nn.Module):
         Raises:
             ValueError: more tokens than `max_length`.
         """
-        return self.head.score(self._join(tokens, padding_mask=padding_mask), targets)
+        return self.head.score(self._run(tokens, padding_mask=padding_mask), targets)
 
-    @contextmanager
-    def attending(
+    def gradient_cosine(
         self,
+        tokens: Int[Tensor, "batch seq"],
+        targets: Int[Tensor, "batch seq"],
         *,
-        kind: str | None = None,
-        n_hashes: int | None = None,
-        hashing: HashFamily | None = None,
-        hash_seed: int | None = None,
-    ) -> Iterator[None]:
-        """Let shared query-key layers attend otherwise, on the same weights, in eval and train mode.
+        padding_mask: Bool[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Cosine between the loss's gradient as trained and the one from activations that were all kept.
+
+        Over embeddings and blocks, under the current mode, autocast and hash draw; no state, no gradient and
+        no random stream moves.
 
         Args:
-            kind: `lsh`, `full`, or a control: `random` buckets, `knock_out`.
-            n_hashes: hash rounds.
-            hashing: hash family.
-            hash_seed: where rotations are drawn from.
+            tokens: token ids.
+            targets: what each position should predict; −100 where nothing is asked.
+            padding_mask: True at real tokens.
 
         Raises:
-            ValueError: an unknown kind, or a family that cannot make the config's buckets.
+            ValueError: more tokens than `max_length`.
+            OverflowError: a stream too large for `reversible_exact`.
         """
-        before = self._attending
-        if n_hashes is not None:
-            self.config.lsh_options(n_hashes=n_hashes)
-        if hashing is not None:
-            hashing.check(self.config.bucket_count)
-        given: dict[str, Any] = {
-            "kind": kind,
-            "n_hashes": n_hashes,
-            "hashing": hashing,
-            "hash_seed": hash_seed,
-        }
-        self._attending = replace(
-            before, **{name: value for name, value in given.items() if value is not None}
-        )
-        try:
-            yield
-        finally:
-            self._attending = before
-
-    def get_extra_state(self) -> dict[str, Tensor]:
-        """The hash draw counter, so that a resumed training draws on."""
-        return {"draw": torch.tensor(self._draw)}
-
-    def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        self._draw = int(state["draw"])
-
-    def _join(
-        self, tokens: Int[Tensor, "batch seq"], *, padding_mask: Bool[Tensor, "batch seq"] | None
-    ) -> Float[Tensor, "batch seq width"]:
-        seq = tokens.shape[1]
-        if seq > self.config.max_length:
-            raise ValueError(
-                f"seq={seq}: longer than max_length={self.config.max_length}; "
-                f"build the model with max_length={seq}"
+        with RandomState.capture(tokens.device).replayed():
+            return gradient_cosine(
+                self._layers(),
+                self._embed(tokens),
+                objective=lambda y1, y2: self.head.loss(
+                    merge_streams(y1, y2, merge=self.config.merge), targets
+                ),
+                call=self.attention_call(padding_mask=padding_mask),
+                residual=self.config.residual,
+                grid_bits=self.config.grid_bits,
             )
-        if self.training:
-            self._draw += 1
-        call = AttentionCall(draw=self._draw, attending=self._attending, padding_mask=padding_mask)
-        x = self.dropout(self.embedding(tokens) + self.positions(seq))
-        y1, y2 = run_stack(
-            [block for block in self.blocks if isinstance(block, Block)],
-            x,
-            call=call,
-            residual=self.config.residual,
-        )
-        return self.head.join(y1, y2)
+
+
+class ReformerLM(TokenModel):
+    """A causal language model of Reformer blocks: every token predicts the next.
+
+    Raises:
+        ValueError: a config that lets tokens see later ones.
+    """
+
+    def __init__(self, config: ReformerConfig) -> None:
+        if not config.causal:
+            raise ValueError(
+                "causal=False: a language model would see what it predicts; "
+                "use causal=True or a ReformerMaskedLM"
+            )
+        super().__init__(config)
+
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        padding_mask: Bool[Tensor, "batch seq"] | None = None,
+    ) -> Int[Tensor, "batch max_new_tokens"]:
+        """Write on from prompts; the new tokens alone, since prompts may differ in length.
+
+        In eval mode, without gradients, under the settings of `attending`; no mode, no state and no global
+        random stream moves. With `causality="strict"` a token costs the same at any length where attention is
+        `lsh` or `local`; otherwise it costs a pass over all before it, and a `RecomputeWarning` says so.
+
+        Args:
+            tokens: prompts.
+            max_new_tokens: tokens to write in each row.
+            temperature: what logits are divided by before a token is drawn; 0 takes the most likely one.
+            top_k: draw from so many of the most likely tokens; None is all.
+            top_p: then, from the fewest of the most likely that have this share of the chance; None is all.
+            seed: of what is drawn. Each row has a stream of its own, of (seed, row).
+            padding_mask: True at real tokens. A row goes on right behind its last one, so with padding at its
+                end it is written on as if it were alone and without padding; padding in front or in between
+                keeps its positions, as in `forward`.
+
+        Raises:
+            ValueError: names the value, the rule and the mend.
+        """
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        with evaluating(self):
+            state = self.start_decode(tokens, max_new_tokens=max_new_tokens, padding_mask=padding_mask)
+            return write_on(state, max_new_tokens=max_new_tokens, sampling=sampling)
+
+    def start_decode(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        *,
+        max_new_tokens: int,
+        padding_mask: Bool[Tensor, "batch seq"] | None = None,
+    ) -> DecodeState:
+        """Read prompts: the logits of their next tokens, and a way to append those. For eval mode.
+
+        Args:
+            tokens: prompts.
+            max_new_tokens: most tokens that each row is continued by.
+            padding_mask: True at real tokens, as in `generate`.
+
+        Raises:
+            ValueError: names the value, the rule and the mend.
+        """
+        return start_decode(self, self.head, tokens, max_new_tokens=max_new_tokens, padding_mask=padding_mask)
+
+
+class ReformerMaskedLM(TokenModel):
+    """A bidirectional language model: tokens that were hidden in the input are predicted where they stood.
+
+    Raises:
+        ValueError: a causal config.
+    """
+
+    def __init__(self, config: ReformerConfig) -> None:
+        _check_bidirectional(config, "a masked language model")
+        super().__init__(config)
+
+
+class ReformerClassifier(Trunk):
+    """A bidirectional model that reads the class of a sequence off its first real token.
+
+    Raises:
+        ValueError: a causal config, or one without `n_classes`.
+    """
+
+    def __init__(self, config: ReformerConfig) -> None:
+        _check_bidirectional(config, "a classifier")
+        if config.n_classes is None:
+            raise ValueError("n_classes=None: a classifier has two classes at least; use n_classes=2 or more")
+        super().__init__(config)
+        self.head = ClassificationHead(config, n_classes=config.n_classes)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch seq"], *, padding_mask: Bool[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, "batch classes"]:
+        """Logits of the classes.
+
+        Args:
+            tokens: token ids, at most `max_length` of them a row and at least one.
+            padding_mask: True at real tokens; what stands at padding moves nothing.
+
+        Raises:
+            ValueError: more tokens than `max_length`, or none.
+        """
+        logits: Tensor = self.head(self._pool(tokens, padding_mask=padding_mask))
+        return logits.squeeze(1)
+
+    def loss(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        labels: Int[Tensor, " batch"],
+        *,
+        padding_mask: Bool[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """Mean cross-entropy in nats over labels ≠ −100.
+
+        Args:
+            tokens: token ids.
+            labels: the class of each sequence; −100 where it is not known.
+            padding_mask: True at real tokens.
+
+        Raises:
+            ValueError: more tokens than `max_length`, or none.
+        """
+        return self.head.loss(self._pool(tokens, padding_mask=padding_mask), labels[:, None])
+
+    @torch.no_grad()
+    def score(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        labels: Int[Tensor, " batch"],
+        *,
+        padding_mask: Bool[Tensor, "batch seq"] | None = None,
+    ) -> Scores:
+        """Loss, hits and number of labels ≠ −100, summed over the batch.
+
+        Args:
+            tokens: token ids.
+            labels: the class of each sequence; −100 where it is not known.
+            padding_mask: True at real tokens.
+
+        Raises:
+            ValueError: more tokens than `max_length`, or none.
+        """
+        return self.head.score(self._pool(tokens, padding_mask=padding_mask), labels[:, None])
+
+    def _pool(
+        self, tokens: Int[Tensor, "batch seq"], *, padding_mask: Bool[Tensor, "batch seq"] | None
+    ) -> Float[Tensor, "batch 1 width"]:
+        """The merged streams at the first real token of each row."""
+        if tokens.shape[1] == 0:
+            raise ValueError("seq=0: a class is read off a token; give one at least")
+        joined = self._run(tokens, padding_mask=padding_mask)
+        if padding_mask is None:
+            return joined[:, :1]
+        first = padding_mask.int().argmax(dim=1)
+        return joined.take_along_dim(first[:, None, None], dim=1)
+
+
+def _check_bidirectional(config: ReformerConfig, what: str) -> None:
+    if config.causal:
+        raise ValueError(f"causal=True: {what} reads both sides of a token; use causal=False")

@@ -5,15 +5,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def generator(*keys: int) -> torch.Generator:
-    """A CPU generator for a tuple of keys; different tuples give unrelated streams."""
+def generator(*keys: int, device: torch.device = torch.device("cpu")) -> torch.Generator:
+    """A generator for a tuple of keys; different tuples give unrelated streams."""
     state = 0x243F6A8885A308D3
     for key in keys:
         state = _mix((state + 0x9E3779B97F4A7C15 + (key & _WORD)) & _WORD)
-    return torch.Generator().manual_seed(state & (2**63 - 1))
+    return torch.Generator(device).manual_seed(state & (2**63 - 1))
+
+
+def dropout(x: Float[Tensor, "*shape"], p: float, *, generator: torch.Generator) -> Float[Tensor, "*shape"]:
+    """Zero a share of the entries and scale up the others, drawn from a generator on the entries' device."""
+    kept = torch.empty_like(x).bernoulli_(1 - p, generator=generator)
+    return x * kept / (1 - p)
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,20 @@ Kept for backward: the two output streams, and of each attention the buckets it 
 never hashes again.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from reformer.attention.modules import AttentionCall
-from reformer.layer import Block
+from reformer.layer import Block, Branch
+from reformer.lifting import FloatLifting, Lifting
 from reformer.randomness import RandomState
+from reformer.replay import Replay
 
 
 def run_reversible(
@@ -25,120 +26,155 @@ def run_reversible(
     x2: Float[Tensor, "batch seq d_model"],
     *,
     call: AttentionCall,
+    lifting: Lifting,
 ) -> tuple[Float[Tensor, "batch seq d_model"], Float[Tensor, "batch seq d_model"]]:
     """Run the blocks; same outputs and gradients as the plain stack, memory that does not grow with depth.
 
     Source: Kitaev, Kaiser, Levskaya 2020, §3; Gomez et al. 2017.
     """
-    parameters = [
-        parameter
-        for block in blocks
-        for parameter in (*block.attention_parameters(), *block.feed_forward_parameters())
-    ]
-    y1, y2 = _ReversibleStack.apply(tuple(blocks), call, x1, x2, *parameters)  # type: ignore[no-untyped-call]
+    branches = tuple(branch for block in blocks for branch in block.branches())
+    parameters = [parameter for branch in branches for parameter in branch.trainable_parameters()]
+    y1, y2 = _ReversibleStack.apply(  # type: ignore[no-untyped-call]
+        branches, replace(call, source=None), lifting, x1, x2, call.source, *parameters
+    )
     return y1, y2
 
 
+@torch.no_grad()
+def reconstruction_errors(
+    blocks: Sequence[Block],
+    x: Float[Tensor, "batch seq d_model"],
+    *,
+    call: AttentionCall,
+    lifting: Lifting = FloatLifting(),
+) -> Float[Tensor, " layers"]:
+    """Largest difference between the input streams of each block and what backward recomputes them as.
+
+    Blocks are undone from the outputs of the last one, so errors add up towards the first. Both streams start
+    as `x`; the global random stream is left where it was.
+
+    Raises:
+        OverflowError: streams too large for integer lifting.
+    """
+    x1 = x2 = lifting.start(x)
+    passed = []
+    with RandomState.capture(x.device).replayed():
+        for block in blocks:
+            before, steps = (x1, x2), []
+            for branch in block.branches():
+                x1, x2, step, buckets = _run(branch, x1, x2, call=call, lifting=lifting)
+                steps.append((step, buckets))
+            passed.append((before, steps))
+    lifting.check()
+    errors = []
+    for (before1, before2), steps in reversed(passed):
+        for step, buckets in reversed(steps):
+            x1, x2 = lifting.subtract(x2, step.again(x1, source=call.source, buckets=buckets).out), x1
+        errors.append(torch.maximum((x1 - before1).abs().amax(), (x2 - before2).abs().amax()))
+    return torch.stack(errors[::-1])
+
+
+class _Rerun(NamedTuple):
+    """The output of a branch that was run again, and the leaves of its graph: the stream, and any source."""
+
+    out: Float[Tensor, "batch seq d_model"]
+    stream: Float[Tensor, "batch seq d_model"]
+    source: Float[Tensor, "batch source width"] | None
+
+    def gradients(self, gradient: Tensor, *, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+        """Of the stream, the source and the parameters; None where the output does not depend on them."""
+        source = [] if self.source is None else [self.source]
+        inputs = (self.stream, *source, *parameters)
+        found: tuple[Tensor | None, ...] = (None,) * len(inputs)
+        if self.out.requires_grad:
+            found = torch.autograd.grad(self.out, inputs, gradient.to(self.out.dtype), allow_unused=True)
+        return found if source else (found[0], None, *found[1:])
+
+
 @dataclass(frozen=True)
-class _Replay:
-    """What a branch needs to give the same values again."""
+class _Step:
+    """What a branch needs to be run again."""
 
-    random: RandomState | None
-    training: tuple[tuple[nn.Module, bool], ...]
-    autocast: bool
-    dtype: torch.dtype
-    device: torch.device
+    branch: Branch
+    call: AttentionCall
+    replay: Replay
 
-    @staticmethod
-    def capture(device: torch.device, *, block: Block) -> "_Replay":
-        training = tuple((module, module.training) for module in block.modules()) if block.has_dropout else ()
-        return _Replay(
-            RandomState.capture(device) if any(mode for _, mode in training) else None,
-            training,
-            torch.is_autocast_enabled(device.type),
-            torch.get_autocast_dtype(device.type),
-            device,
-        )
-
-    @contextmanager
-    def recomputing(self) -> Iterator[None]:
-        """Gradients on, the same modules in training, the same random numbers, the same autocast."""
-        random = self.random.replayed() if self.random is not None else nullcontext()
-        autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=self.autocast)
-        with torch.enable_grad(), _in_modes(self.training), random, autocast:
-            yield
+    def again(
+        self,
+        x: Float[Tensor, "batch seq d_model"],
+        *,
+        source: Float[Tensor, "batch source width"] | None,
+        buckets: Int[Tensor, "batch heads n_hashes seq"] | None,
+    ) -> _Rerun:
+        """The branch of that stream, on leaves of a graph of its own."""
+        with self.replay.recomputing():
+            stream = x.detach().requires_grad_()
+            source = None if source is None else source.detach().requires_grad_()
+            out = self.branch(stream, call=replace(self.call, source=source), buckets=buckets).out
+            return _Rerun(out, stream, source)
 
 
-@contextmanager
-def _in_modes(training: tuple[tuple[nn.Module, bool], ...]) -> Iterator[None]:
-    """Modules in training or not as given, whatever `train()` and `eval()` made of them since."""
-    now = [(module, module.training) for module, _ in training]
-    try:
-        for module, mode in training:
-            module.training = mode
-        yield
-    finally:
-        for module, mode in now:
-            module.training = mode
+def _run(
+    branch: Branch,
+    x1: Float[Tensor, "batch seq d_model"],
+    x2: Float[Tensor, "batch seq d_model"],
+    *,
+    call: AttentionCall,
+    lifting: Lifting,
+) -> tuple[
+    Float[Tensor, "batch seq d_model"],
+    Float[Tensor, "batch seq d_model"],
+    _Step,
+    Int[Tensor, "batch heads n_hashes seq"] | None,
+]:
+    """The streams behind a branch, how to run it again, and the buckets it used."""
+    step = _Step(branch, replace(call, source=None), Replay.capture(x1.device, block=branch.block))
+    attended = branch(x2, call=call)
+    return x2, lifting.add(x1, attended.out), step, attended.buckets
 
 
 class _ReversibleStack(torch.autograd.Function):
     """The parameters are inputs and their gradients are returned, so that hooks, `torch.autograd.grad` and
-    inputs that need no gradient work as with any other function."""
+    inputs that need no gradient work as with any other function. So is the source, whose gradient is summed
+    over the branches that look at it."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        blocks: tuple[Block, ...],
+        branches: tuple[Branch, ...],
         call: AttentionCall,
+        lifting: Lifting,
         x1: Tensor,
         x2: Tensor,
+        source: Tensor | None,
         *parameters: nn.Parameter,
     ) -> tuple[Tensor, Tensor]:
         kept: list[Tensor | None] = []
-        replays: list[tuple[_Replay, _Replay]] = []
-        for block in blocks:
-            attention = _Replay.capture(x1.device, block=block)
-            attended = block.attend(x2, call=call)
-            x1 = x1 + attended.out
-            feed_forward = _Replay.capture(x1.device, block=block)
-            x2 = x2 + block.feed(x1)
-            kept.append(attended.buckets)
-            replays.append((attention, feed_forward))
-        ctx.blocks, ctx.call, ctx.replays = blocks, call, replays
-        ctx.save_for_backward(x1, x2, *kept, *parameters)
+        steps: list[_Step] = []
+        for branch in branches:
+            x1, x2, step, buckets = _run(branch, x1, x2, call=replace(call, source=source), lifting=lifting)
+            kept.append(buckets)
+            steps.append(step)
+        ctx.lifting, ctx.steps = lifting, steps
+        ctx.save_for_backward(x1, x2, source, *kept, *parameters)
         return x1, x2
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        y1, y2, *kept = ctx.saved_tensors
+        y1, y2, source, *kept = ctx.saved_tensors
         dy1, dy2 = gradients
-        per_block: list[list[Tensor | None]] = []
-        for block, (attention, feed_forward), buckets in reversed(
-            list(zip(ctx.blocks, ctx.replays, kept, strict=False))
-        ):
-            with feed_forward.recomputing():
-                inner = y1.detach().requires_grad_()
-                fed = block.feed(inner)
-            dinner, *feed_gradients = _gradients(fed, (inner, *block.feed_forward_parameters()), dy2)
-            y2 = y2 - fed.detach()
-            dy1 = _add(dy1, dinner)
-            with attention.recomputing():
-                inner = y2.detach().requires_grad_()
-                attended = block.attend(inner, call=ctx.call, buckets=buckets).out
-            dinner, *attention_gradients = _gradients(attended, (inner, *block.attention_parameters()), dy1)
-            y1 = y1 - attended.detach()
-            dy2 = _add(dy2, dinner)
-            per_block.append([*attention_gradients, *feed_gradients])
-        flat = [gradient for block_gradients in reversed(per_block) for gradient in block_gradients]
-        return (None, None, dy1, dy2, *flat)
-
-
-def _gradients(out: Tensor, inputs: tuple[Tensor, ...], gradient: Tensor) -> tuple[Tensor | None, ...]:
-    if not out.requires_grad:
-        return (None,) * len(inputs)
-    return torch.autograd.grad(out, inputs, gradient.to(out.dtype), allow_unused=True)
+        dsource: Tensor | None = None
+        per_branch: list[list[Tensor | None]] = []
+        for step, buckets in reversed(list(zip(ctx.steps, kept, strict=False))):
+            again = step.again(y1, source=source, buckets=buckets)
+            dstream, more, *found = again.gradients(dy2, parameters=step.branch.trainable_parameters())
+            y1, y2 = ctx.lifting.subtract(y2, again.out.detach()), y1
+            dy1, dy2 = dy2, _add(dy1, dstream)
+            dsource = more if dsource is None else _add(dsource, more)
+            per_branch.append(found)
+        flat = [gradient for found in reversed(per_branch) for gradient in found]
+        return (None, None, None, dy1, dy2, dsource, *flat)
 
 
 def _add(gradient: Tensor, more: Tensor | None) -> Tensor:

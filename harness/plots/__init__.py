@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import pandas as pd
 
 from harness.plots import (
+    collisions,
     factor_curves,
     outcomes,
     pareto,
@@ -34,6 +35,7 @@ def draw_all(
         lambda: pareto.draw(trials, factors=factors),
         lambda: factor_curves.draw(trials, factors=factors),
         lambda: train_eval.draw(trials, factors=factors),
+        lambda: collisions.draw(trials, records=records, factors=factors),
         lambda: training_curves.draw(trials, records=records, factors=factors),
         lambda: time_shares.draw(trials, factors=factors),
         lambda: outcomes.draw(trials, factors=factors),

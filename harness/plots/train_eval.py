@@ -21,7 +21,7 @@ from harness.plots.plot import Plot
 from harness.plots.units import axis_label, in_axis_units
 
 _ROUNDS = "attention.n_hashes"
-_CONTROLS = ("full", "random", "knock_out")
+_CONTROLS = ("full", "oracle", "random", "knock_out")
 _MAX_ROWS = 24
 
 

@@ -168,7 +168,12 @@ def _control_lines(trials: pd.DataFrame) -> list[str]:
         return []
     done = trials[trials["outcome"] == "ok"]
     metric = describe(quality)
-    words = {"full": "full attention", "random": "random buckets", "knock_out": "no attention"}
+    words = {
+        "full": "full attention",
+        "oracle": "the keys of largest logit",
+        "random": "random buckets",
+        "knock_out": "no attention",
+    }
     means = {
         text: float(done[f"{quality}@attention={control}"].mean())
         for control, text in words.items()

@@ -25,7 +25,8 @@ from harness.formatting import (
     short_name,
     value,
 )
-from harness.metrics.catalogue import describe
+from harness.metrics.catalogue import Metric, describe
+from harness.plots.collisions import Families, families
 from harness.plots.pareto import Front, fronts
 from harness.plots.train_eval import Grid, grids
 from harness.record import TrialRecord
@@ -113,6 +114,14 @@ def document(study: Study, *, pictures: Sequence[Placed]) -> Document:
             "Train × eval",
             [],
             tables={grid.task: _grid_table(grid) for grid in grids(study.trials, factors=study.factors)},
+        ),
+        section(
+            "hash_families",
+            "Hash families",
+            [],
+            tables={
+                found.task: _family_table(found) for found in families(study.trials, factors=study.factors)
+            },
         ),
         section("training", "Training curves", []),
         section("time", "Where the time goes", []),
@@ -297,6 +306,30 @@ def _grid_table(grid: Grid) -> Table:
         headers=("trained with", "trials", *(plain(heading, limit=40) for heading in headings)),
         rows=rows,
     )
+
+
+def _family_table(found: Families) -> Table:
+    metrics = [describe(name) for name in found.metrics]
+    return Table(
+        caption=(
+            f"Hash families on {plain(found.task, limit=40)}; recall is the share of full attention's "
+            "weights that LSH attention reaches, on the queries of a fresh model"
+        ),
+        headers=("family", *map(short_name, found.keys), *(metric.label for metric in metrics)),
+        rows=tuple(
+            (
+                *(cell(row[name]) for name in ("family", *found.keys)),
+                *(_number_cell(float(row[metric.name]), metric=metric) for metric in metrics),
+            )
+            for row in found.means.to_dict("records")
+        ),
+        n_labels=1 + len(found.keys),
+        sortable=True,
+    )
+
+
+def _number_cell(number: float, *, metric: Metric) -> Cell:
+    return cell(value(number, metric=metric), value=number if math.isfinite(number) else None)
 
 
 def _trial_tables(study: Study) -> list[Block]:

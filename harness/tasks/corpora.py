@@ -68,9 +68,14 @@ def _pycode() -> Corpus:
     expected = PYCODE_SHA256.get(version)
     if sha256 != expected:
         known = " or ".join(f"sympy=={known}" for known in PYCODE_SHA256)
+        fault = (
+            f"has sha256 {sha256[:12]}…, expected {expected[:12]}…"
+            if expected
+            else "is not known by checksum"
+        )
         raise CorpusError(
-            f"corpus pycode: the source of sympy {version} has sha256 {sha256[:12]}…, expected "
-            f"{(expected or 'a known version')[:12]}…; mend: pip install --force-reinstall {known}"
+            f"corpus pycode: the source of sympy {version} {fault}; "
+            f"mend: pip install --force-reinstall {known}"
         )
     held_out = [index % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 for index in range(len(contents))]
     return Corpus(

@@ -61,7 +61,7 @@ class Session:
         """Sums over the evaluation set, as trained and under every other setting."""
         self.model.eval()
         yield from self._score(evaluation, {}, Attending())
-        if any(block_kind in SHARED_KINDS for block_kind in self.spec.model.layers):
+        if self._kinds & set(SHARED_KINDS):
             for at, attending in self.spec.evaluate.settings():
                 yield from self._score(evaluation, at, attending)
         self.model.train()
@@ -76,9 +76,15 @@ class Session:
                 value for value in state.values() if isinstance(value, Tensor) and value.device == self.device
             )
 
+    @property
+    def _kinds(self) -> set[str]:
+        """Attention kinds of the layers that there are, which may be fewer than the pattern names."""
+        config = self.model.config
+        return {config.kind(layer) for layer in range(config.n_layers)}
+
     def _score(self, evaluation: Batch, at: dict[str, int | str], attending: Attending) -> Iterator[Sample]:
         # A model that was trained with full attention is hashed here for the first time.
-        hashes = attending.n_hashes is not None and "lsh" not in self.spec.model.layers
+        hashes = attending.n_hashes is not None and "lsh" not in self._kinds
         totals = {"nll_nats": 0.0, "correct": 0.0, "scored": 0.0}
         rows = self.spec.train.batch_size
         with self.model.attending(

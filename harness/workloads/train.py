@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.probes import Stopwatch
-from harness.record import Measurement, Outcome
+from harness.record import Measurement, Outcome, Sample
 from harness.workloads.measure import measure_footprint
 from harness.workloads.session import Session, open_session, step_sizes
 from harness.workloads.workload import Workload
@@ -37,12 +37,17 @@ class Train(Workload):
         losses = _train(session, stopwatch, progress=progress)
         series = {"train": {"step": [float(step) for step in range(len(losses))], "loss": losses}}
         common = (*step_sizes(session), *stopwatch.samples())
-        if not math.isfinite(losses[-1]):
-            message = f"the loss was {losses[-1]} at step {len(losses) - 1} of {spec.train.steps}"
+        message = _no_number("loss", losses[-1], f"at step {len(losses) - 1} of {spec.train.steps}")
+        quality: tuple[Sample, ...] = ()
+        if not message:
+            progress("evaluating")
+            quality = tuple(session.evaluate(evaluation))
+            # The last step can ruin the weights when the last loss is known already.
+            as_trained = next(sample.values[0] for sample in quality if sample.metric == "nll_nats")
+            message = _no_number("evaluation loss", as_trained, f"after {len(losses)} steps")
+        if message:
             outcome = Outcome(status="diverged", message=message)
             return Measurement(outcome=outcome, samples=common, series=series, theory=theory)
-        progress("evaluating")
-        quality = tuple(session.evaluate(evaluation))
         progress("measuring memory and cost")
         footprint, method = measure_footprint(
             session, lambda batch, probe: session.train_step(batch, step=spec.train.steps, probe=probe)
@@ -54,6 +59,11 @@ class Train(Workload):
             theory=theory,
             environment={"mem_method": method},
         )
+
+
+def _no_number(what: str, value: float, when: str) -> str:
+    """What to tell of a value that is not finite; nothing if it is."""
+    return "" if math.isfinite(value) else f"the {what} was {value} {when}"
 
 
 def _train(session: Session, stopwatch: Stopwatch, *, progress: Callable[[str], None]) -> list[float]:

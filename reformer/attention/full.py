@@ -37,7 +37,7 @@ def full_attention(
     check_inputs(qk, v, padding_mask=padding_mask)
     if v.numel() == 0:
         return v.clone()
-    bias = _pair_bias(qk, causal=causal, padding_mask=padding_mask)
+    bias = pair_bias(qk, causal=causal, padding_mask=padding_mask)
     keys = unit_keys(qk, logit_scale=logit_scale)
     out = F.scaled_dot_product_attention(qk, keys, v, attn_mask=bias, dropout_p=dropout_p, scale=1.0)
     return hide_padding(out, padding_mask=padding_mask)
@@ -85,7 +85,7 @@ def hide_padding(
     return out.masked_fill(~padding_mask[:, None, :, None], 0.0)
 
 
-def _pair_bias(
+def pair_bias(
     qk: Float[Tensor, "batch heads seq dim"], *, causal: bool, padding_mask: Bool[Tensor, "batch seq"] | None
 ) -> Float[Tensor, "..."]:
     """What is added to the logits: a finite penalty for oneself, −∞ for what is hidden."""

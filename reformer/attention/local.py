@@ -21,6 +21,7 @@ def local_attention(
     causal: bool = True,
     padding_mask: Bool[Tensor, "batch seq"] | None = None,
     dropout_p: float = 0.0,
+    wraps: bool = False,
 ) -> Float[Tensor, "batch heads seq value"]:
     """Attention within a chunk and its neighbours.
 
@@ -34,6 +35,8 @@ def local_attention(
         causal: a query sees no later position.
         padding_mask: True at real tokens; outputs elsewhere are 0.
         dropout_p: share of attention weights dropped.
+        wraps: whether the first and the last chunk are neighbours, as in transformers, where a chunk that is
+            both before and after counts twice.
 
     Raises:
         ValueError: names the value, the rule and the mend.
@@ -49,7 +52,10 @@ def local_attention(
     seq = q.shape[2]
     chunks = chunking.n_chunks(seq, chunk_length=chunk_length)
     after = n_chunks_after if n_chunks_after is not None else (0 if causal else 1)
-    offsets = tuple(range(-min(n_chunks_before, chunks - 1), min(after, chunks - 1) + 1))
+    if wraps and chunks > 1:
+        offsets = tuple(range(-n_chunks_before, after + 1))
+    else:
+        offsets = tuple(range(-min(n_chunks_before, chunks - 1), min(after, chunks - 1) + 1))
 
     def split(x: Tensor) -> Tensor:
         return chunking.split_chunks(
@@ -60,7 +66,7 @@ def local_attention(
     key_position = chunking.look_around(position, offsets=offsets).transpose(-1, -2)
     distance = (position - key_position) if causal else torch.zeros_like(position - key_position)
     index = chunking.window_chunks(chunks, offsets=offsets, device=q.device)
-    inside = ((index >= 0) & (index < chunks)).repeat_interleave(chunk_length, dim=1)[:, None, :]
+    inside = ((index >= 0) & (index < chunks) | wraps).repeat_interleave(chunk_length, dim=1)[:, None, :]
     visible = (distance >= 0) & inside & (key_position < seq)
     if padding_mask is not None:
         real = split(padding_mask.unsqueeze(-1))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reformer.hashing import buckets as bucket_counts
 from reformer.hashing.buckets import Buckets
-from reformer.hashing.family import HashFamily
+from reformer.hashing.family import HashFamily, HashFunction
 
 CAUSALITIES = ("strict", "bucket", "published")
 DUPLICATES = ("count", "sum")
@@ -105,6 +105,11 @@ class LSHOptions:
         """Entries of the sorted order before a query that it may see in strict mode."""
         return self.n_chunks_before * self.chunk_length
 
+    @property
+    def n_keys(self) -> int:
+        """Keys that the chunks before and after show a query in all rounds; strict, it sees no more."""
+        return self.n_hashes * (self.n_chunks_before + self.after) * self.chunk_length
+
 
 def hash_vectors(
     qk: Float[Tensor, "batch heads seq dim"],
@@ -115,11 +120,33 @@ def hash_vectors(
     generator: torch.Generator,
 ) -> Int[Tensor, "batch heads n_hashes seq"]:
     """Bucket ids of unnormalised vectors: detached, in float32 (float64 if they are), autocast off."""
+    with torch.no_grad(), torch.autocast(qk.device.type, enabled=False):
+        return hashing(_as_hashed(qk), n_hashes=n_hashes, n_buckets=n_buckets, generator=generator)
+
+
+def hash_function(
+    qk: Float[Tensor, "batch heads any dim"],
+    *,
+    hashing: HashFamily,
+    n_hashes: int,
+    n_buckets: Buckets,
+    generator: torch.Generator,
+) -> HashFunction:
+    """What `hash_vectors` hashes such vectors by, to hash tokens that come later in the same way."""
+    drawn = hashing.draw(_as_hashed(qk), n_hashes=n_hashes, n_buckets=n_buckets, generator=generator)
+
+    def hash_tokens(
+        qk: Float[Tensor, "batch heads seq dim"], positions: Int[Tensor, "#batch seq"]
+    ) -> Int[Tensor, "batch heads n_hashes seq"]:
+        with torch.no_grad(), torch.autocast(qk.device.type, enabled=False):
+            return drawn(_as_hashed(qk), positions)
+
+    return hash_tokens
+
+
+def _as_hashed(qk: Float[Tensor, "batch heads seq dim"]) -> Float[Tensor, "batch heads seq dim"]:
     vectors = qk.detach()
-    if vectors.dtype != torch.float64:
-        vectors = vectors.float()
-    with torch.no_grad(), torch.autocast(vectors.device.type, enabled=False):
-        return hashing(vectors, n_hashes=n_hashes, n_buckets=n_buckets, generator=generator)
+    return vectors if vectors.dtype == torch.float64 else vectors.float()
 
 
 def resolve_buckets(
@@ -135,9 +162,9 @@ def resolve_buckets(
     """The given bucket ids, or those of the hash family.
 
     Raises:
-        ValueError: a count the family cannot make, or given ids of a wrong shape.
+        ValueError: what `check_hashing` raises, or given ids of a wrong shape.
     """
-    batch, heads, seq, _ = qk.shape
+    batch, heads, seq, dim = qk.shape
     if seq > bucket_counts.LARGEST_COUNT:
         raise ValueError(f"seq={seq}: more than {bucket_counts.LARGEST_COUNT} tokens; use shorter sequences")
     if buckets is not None:
@@ -151,7 +178,7 @@ def resolve_buckets(
         at_least("max_length", max_length, 1)
     if n_buckets is None:
         n_buckets = bucket_counts.automatic(max_length=max_length or seq, chunk_length=options.chunk_length)
-    hashing.check(n_buckets)
+    check_hashing(hashing, options=options, n_buckets=n_buckets, dim=dim)
     return hash_vectors(
         qk,
         hashing=hashing,
@@ -159,6 +186,20 @@ def resolve_buckets(
         n_buckets=n_buckets,
         generator=generator if generator is not None else torch.Generator().manual_seed(0),
     )
+
+
+def check_hashing(hashing: HashFamily, *, options: LSHOptions, n_buckets: Buckets, dim: int) -> None:
+    """Refuse a family that cannot make so many buckets of such vectors, or breaks what `causality` promises.
+
+    Raises:
+        ValueError: names the value, the rule and the mend.
+    """
+    hashing.check(n_buckets, dim=dim)
+    if options.strict and not hashing.token_wise:
+        raise ValueError(
+            f"hashing={hashing}: a bucket depends on later tokens too, which causality 'strict' forbids; "
+            "use a token-wise family (data_rotation=False) or causality='bucket'"
+        )
 
 
 def check_inputs(
@@ -181,9 +222,17 @@ def check_inputs(
         raise ValueError(f"qk of shape {tuple(qk.shape)}, v of {tuple(v.shape)}: batch, heads and seq differ")
     if k is not None and k.shape != qk.shape:
         raise ValueError(f"k of shape {tuple(k.shape)}: give the shape of q, {tuple(qk.shape)}")
+    check_padding_mask(padding_mask, expected=(qk.shape[0], qk.shape[2]))
+
+
+def check_padding_mask(padding_mask: Bool[Tensor, "batch seq"] | None, *, expected: tuple[int, int]) -> None:
+    """Refuse a mask that does not say of each token whether it is real.
+
+    Raises:
+        ValueError: names the mask's shape and what is expected.
+    """
     if padding_mask is None:
         return
-    expected = (qk.shape[0], qk.shape[2])
     if padding_mask.dtype != torch.bool or tuple(padding_mask.shape) != expected:
         raise ValueError(
             f"padding_mask of shape {tuple(padding_mask.shape)} and {padding_mask.dtype}: "

@@ -166,6 +166,31 @@ def full_attention(
     return (scores.softmax(dim=-1) @ v).masked_fill(~real[:, None, :, None], 0.0)
 
 
+def oracle_attention(
+    qk: Float[Tensor, "batch heads seq dim"],
+    v: Float[Tensor, "batch heads seq value"],
+    *,
+    n_keys: int,
+    causal: bool = True,
+    logit_scale: str = "trax",
+    padding_mask: Bool[Tensor, "batch seq"] | None = None,
+) -> Float[Tensor, "batch heads seq value"]:
+    """The dense twin of `reformer.attention.oracle_attention`: a key is seen if under `n_keys` are nearer."""
+    batch, _, seq, _ = qk.shape
+    real = torch.ones(batch, seq, dtype=torch.bool) if padding_mask is None else padding_mask
+    own = torch.eye(seq, dtype=torch.bool)
+    allowed = real[:, None, None, :].expand(batch, 1, seq, seq)
+    if causal:
+        allowed = allowed & torch.ones(seq, seq, dtype=torch.bool).tril()
+    scores = qk @ unit_keys(qk, logit_scale=logit_scale).transpose(-1, -2)
+    others = scores.masked_fill(~allowed | own, -torch.inf)
+    nearer = (others[..., None, :] > others[..., :, None]).sum(dim=-1)
+    visible = allowed & (own | (nearer < n_keys))
+    scores = scores.masked_fill(own, -1e5).masked_fill(~visible, -torch.inf)
+    scores = scores.masked_fill(~real[:, None, :, None], 0.0)
+    return (scores.softmax(dim=-1) @ v).masked_fill(~real[:, None, :, None], 0.0)
+
+
 def local_attention(
     q: Float[Tensor, "batch heads seq dim"],
     k: Float[Tensor, "batch heads seq dim"],

@@ -21,6 +21,11 @@ def total(n_buckets: Buckets) -> int:
     return prod(factors(n_buckets))
 
 
+def bits(n_buckets: Buckets) -> int:
+    """Bits of a bucket id, for a count that is a power of two."""
+    return total(n_buckets).bit_length() - 1
+
+
 def automatic(*, max_length: int, chunk_length: int) -> Buckets:
     """The bucket count for sequences of up to `max_length` tokens: about two buckets a chunk.
 

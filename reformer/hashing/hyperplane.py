@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reformer.hashing import buckets
+from reformer.hashing import bits, buckets
 from reformer.hashing.buckets import Buckets
 from reformer.hashing.family import HashFamily
 
@@ -28,17 +28,13 @@ class Hyperplane(HashFamily):
         generator: torch.Generator,
     ) -> Int[Tensor, "batch heads n_hashes seq"]:
         self.check(n_buckets)
-        bits = buckets.total(n_buckets).bit_length() - 1
         _, heads, _, dim = vectors.shape
-        normals = torch.randn(heads, dim, n_hashes, bits, generator=generator)
-        signs = torch.einsum("bhld,hdrk->bhrlk", vectors, normals.to(vectors)) > 0
-        weights = 2 ** torch.arange(bits, device=vectors.device)
-        return (signs * weights).sum(dim=-1)
+        normals = torch.randn(heads, dim, n_hashes, buckets.bits(n_buckets), generator=generator)
+        return bits.as_number(torch.einsum("bhld,hdrk->bhrlk", vectors, normals.to(vectors)) > 0)
 
-    def check(self, n_buckets: Buckets) -> None:
+    def check(self, n_buckets: Buckets, *, dim: int | None = None) -> None:
         buckets.check_power_of_two(n_buckets, family="hyperplane")
 
     def collision_probability(self, x: float, *, n_buckets: Buckets, dim: int) -> float | None:
         """(1 − θ/π)^bits."""
-        bits = buckets.total(n_buckets).bit_length() - 1
-        return float((1 - x / math.pi) ** bits)
+        return float((1 - x / math.pi) ** buckets.bits(n_buckets))

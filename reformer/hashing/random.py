@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reformer.hashing import buckets
 from reformer.hashing.buckets import Buckets
-from reformer.hashing.family import HashFamily
+from reformer.hashing.family import HashFamily, HashFunction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,21 +23,37 @@ class Random(HashFamily):
         n_buckets: Buckets,
         generator: torch.Generator,
     ) -> Int[Tensor, "batch heads n_hashes seq"]:
+        hash_function = self.draw(vectors, n_hashes=n_hashes, n_buckets=n_buckets, generator=generator)
+        return hash_function(vectors, torch.arange(vectors.shape[2], device=vectors.device)[None])
+
+    def draw(
+        self,
+        vectors: Float[Tensor, "batch heads any dim"],
+        *,
+        n_hashes: int,
+        n_buckets: Buckets,
+        generator: torch.Generator,
+    ) -> HashFunction:
         self.check(n_buckets)
-        batch, heads, seq, _ = vectors.shape
-        device = vectors.device
+        heads, device = vectors.shape[1], vectors.device
         seed = int(torch.randint(2**62, (), generator=generator))
         keys = _mix(torch.arange(heads, device=device)[:, None, None] + seed)
         keys = _mix(keys ^ torch.arange(n_hashes, device=device)[None, :, None])
-        keys = _mix(keys ^ torch.arange(seq, device=device)[None, None, :])
-        ids = (keys & (2**62 - 1)) % buckets.total(n_buckets)
-        return ids.expand(batch, heads, n_hashes, seq)
 
-    def check(self, n_buckets: Buckets) -> None:
+        def hash_positions(
+            vectors: Float[Tensor, "batch heads seq dim"], positions: Int[Tensor, "#batch seq"]
+        ) -> Int[Tensor, "batch heads n_hashes seq"]:
+            mixed = _mix(keys ^ positions[:, None, None, :])
+            ids = (mixed & (2**62 - 1)) % buckets.total(n_buckets)
+            return ids.expand(vectors.shape[0], heads, n_hashes, vectors.shape[2])
+
+        return hash_positions
+
+    def check(self, n_buckets: Buckets, *, dim: int | None = None) -> None:
         buckets.check(n_buckets)
 
     def collision_probability(self, x: float, *, n_buckets: Buckets, dim: int) -> float | None:
-        """1 / n_buckets at any angle."""
+        """1 / n_buckets at any distance."""
         return 1 / buckets.total(n_buckets)
 
 

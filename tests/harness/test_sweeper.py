@@ -169,10 +169,10 @@ def test_products_that_meet_run_a_trial_once(hydra: Hydra, tmp_path: Path) -> No
 
 def test_ranges_choices_and_globs_are_levels(hydra: Hydra, tmp_path: Path) -> None:
     plan = plan_of(
-        hydra, tmp_path, "seed=range(0,3)", "hashing=glob(*,exclude=random)", "train.lr=choice(1e-3,2)"
+        hydra, tmp_path, "seed=range(0,3)", "hashing=glob(*,exclude=*_*)", "train.lr=choice(1e-3,2)"
     )
     assert plan.factors["seed"] == ("0", "1", "2")
-    assert plan.factors["hashing"] == ("cross_polytope", "hyperplane")
+    assert plan.factors["hashing"] == ("codeword", "hyperplane", "random", "syndrome")
     assert plan.factors["train.lr"] == ("0.001", "2")
 
 

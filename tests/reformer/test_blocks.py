@@ -63,6 +63,23 @@ def test_a_block_is_computed_once_more_in_backward_and_never_without_gradients(
     assert len(seen) == calls
 
 
+@pytest.mark.parametrize("length", [5, 31])
+def test_a_random_function_draws_the_same_again_in_backward(length: int) -> None:
+    x, pull = normal(BATCH, SEQ, 7).requires_grad_(), normal(BATCH, SEQ, 7, seed=1)
+
+    def halved(rows: Tensor) -> Tensor:
+        return nn.functional.dropout(rows, 0.5) ** 2
+
+    torch.manual_seed(3)
+    out = map_blocks(halved, x, length=length, random=True)
+    torch.rand(17)
+    place = torch.get_rng_state()
+    (gradient,) = torch.autograd.grad(out, x, pull)
+    assert torch.equal(torch.get_rng_state(), place)
+    # Of a kept entry (2x)² with gradient 8x, of a dropped one nothing.
+    assert_all_close([gradient], [torch.where(out == 0, 0.0, 8 * x * pull)], tolerance=1e-12)
+
+
 def test_the_inside_of_blocks_is_not_kept() -> None:
     module = nn.Sequential(nn.Linear(7, 997), nn.GELU(), nn.Linear(997, 11))
     x = normal(BATCH, 512, 7, dtype=torch.float32).requires_grad_()

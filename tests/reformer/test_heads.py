@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reformer.heads import LanguageModelHead
+from reformer.heads import ClassificationHead, LanguageModelHead
 from tests.reformer.helpers import BATCH, SEQ, assert_all_close, integers, normal, small_config
 from tests.reformer.memory import allocations, tensor_bytes
 
@@ -23,12 +23,6 @@ def some_targets() -> torch.Tensor:
     targets = integers(VOCAB, BATCH, SEQ)
     targets[0, :7], targets[1, [3, 28]] = -100, -100
     return targets
-
-
-def test_streams_are_joined_side_by_side_or_averaged() -> None:
-    y1, y2 = normal(BATCH, SEQ, 14), normal(BATCH, SEQ, 14, seed=1)
-    assert torch.equal(build().join(y1, y2), torch.cat([y1, y2], dim=-1))
-    assert_all_close([build(merge="mean").join(y1, y2)], [(y1 + y2) / 2], tolerance=1e-15)
 
 
 @pytest.mark.parametrize("length", [None, 1, 5, 29, 31])
@@ -137,3 +131,46 @@ def test_chunks_never_hold_logits_of_all_rows(call: str) -> None:
     peak, largest = measured(length)
     assert largest <= logits / 8
     assert peak <= logits / 2
+
+
+@pytest.mark.parametrize("between", ["nothing", "evaluation"])
+def test_blocks_that_are_computed_again_drop_what_they_dropped(between: str) -> None:
+    head, joined = build(loss_chunk_length=5, dropout=0.5), normal(BATCH, SEQ, 28).requires_grad_()
+    targets, inputs = some_targets(), [joined, *head.parameters()]
+    torch.manual_seed(3)
+    blocks = zip(joined.split(5, dim=1), targets.split(5, dim=1), strict=True)
+    total = torch.zeros((), dtype=torch.float64)
+    for rows, wanted in blocks:
+        logits = F.dropout(head.norm(rows), 0.5) @ head.projection.weight.T + head.projection.bias
+        total = total + F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum")
+    expected = total / (targets != -100).sum()
+    torch.manual_seed(3)
+    actual = head.loss(joined, targets)
+    if between == "evaluation":
+        head.eval()
+    found = torch.autograd.grad(actual, inputs)
+    assert_all_close([actual, *found], [expected, *torch.autograd.grad(expected, inputs)], tolerance=1e-12)
+
+
+@pytest.mark.parametrize("merge", ["concat", "mean"])
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_a_classifier_s_head_is_a_tanh_layer_between_norm_and_classes(merge: str, norm: str) -> None:
+    head = ClassificationHead(small_config(merge=merge, norm=norm), n_classes=5).double()
+    joined = normal(BATCH, 1, 28 if merge == "concat" else 14)
+    hidden = (head.norm(joined) @ head.dense.weight.T + head.dense.bias).tanh()
+    assert hidden.shape[-1] == 14
+    expected = hidden @ head.projection.weight.T + head.projection.bias
+    assert_all_close([head(joined)], [expected], tolerance=1e-12)
+    assert expected.shape[-1] == 5
+
+
+def test_a_classifier_s_head_drops_before_both_of_its_layers() -> None:
+    head = ClassificationHead(small_config(dropout=0.5), n_classes=5).double()
+    joined = normal(BATCH, 1, 28)
+    torch.manual_seed(3)
+    actual = head(joined)
+    torch.manual_seed(3)
+    hidden = head.dense(F.dropout(head.norm(joined), 0.5)).tanh()
+    assert_all_close([actual], [head.projection(F.dropout(hidden, 0.5))], tolerance=1e-12)
+    head.eval()
+    assert torch.equal(head(joined), head(joined))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from reformer import CrossPolytope, HashFamily, Hyperplane, Random, ReformerLM
 from reformer.attention.modules import SharedQueryKeyAttention
+from reformer.config import ATTENTION_KINDS, POSITIONS, RESIDUALS
 from tests.reformer.helpers import (
     BATCH,
     SEQ,
@@ -25,7 +26,7 @@ from tests.reformer.helpers import (
     with_residual,
 )
 
-KINDS = ("lsh", "local", "full", "full_standard")
+KINDS = ATTENTION_KINDS
 FAMILIES = (CrossPolytope(), Hyperplane(), Random())
 
 
@@ -33,9 +34,13 @@ FAMILIES = (CrossPolytope(), Hyperplane(), Random())
 
 
 MODELS: dict[str, tuple[Any, ...]] = {
-    "layers": (("lsh",), ("local", "lsh"), ("full", "full_standard")),
-    "residual": ("plain", "reversible"),
-    "positions": ("learned", "axial"),
+    "layers": (("lsh",), ("local", "lsh"), ("full", "full_standard"), ("oracle",)),
+    "residual": RESIDUALS,
+    "positions": ("learned", "axial", "sinusoidal", "rotary"),
+    "norm": ("layer_norm", "rms_norm"),
+    "activation": ("gelu", "relu", "swiglu", "geglu"),
+    "hash_dropout": (0.0, 0.2),
+    "d_head": (6,),
     "merge": ("concat", "mean"),
     "tie_weights": (False, True),
     "n_hashes": (1, 5),
@@ -78,8 +83,8 @@ def test_the_loss_of_a_fresh_model_is_that_of_a_guess() -> None:
 
 
 def test_every_length_up_to_the_longest_works_and_is_a_prefix_of_the_longer_ones() -> None:
-    for positions in ("learned", "axial"):
-        model = small_model(layers=KINDS, n_layers=4, positions=positions).eval()
+    for positions in POSITIONS:
+        model = small_model(layers=KINDS, n_layers=5, positions=positions, d_head=6).eval()
         tokens = small_tokens(31)
         whole = model(tokens)
         for seq in (1, 2, 7, 8, 13, 30):
@@ -98,10 +103,10 @@ def test_more_tokens_than_max_length_are_a_value_error_and_no_draw(call: str) ->
     assert drawn(model) == 0
 
 
-@pytest.mark.parametrize("residual", ["plain", "reversible"])
+@pytest.mark.parametrize("residual", RESIDUALS)
 @pytest.mark.parametrize(("batch", "seq"), [(0, SEQ), (BATCH, 0), (0, 0)])
 def test_an_empty_batch_gives_empty_logits_and_a_zero_loss(residual: str, batch: int, seq: int) -> None:
-    model = small_model(layers=KINDS, n_layers=4, residual=residual, ff_chunk_length=5, loss_chunk_length=3)
+    model = small_model(layers=KINDS, n_layers=5, residual=residual, ff_chunk_length=5, loss_chunk_length=3)
     tokens = integers(23, batch, seq)
     assert model(tokens).shape == (batch, seq, 23)
     loss = model.loss(tokens, tokens)
@@ -148,8 +153,28 @@ def test_no_logit_of_a_strict_model_depends_on_later_tokens(
         assert moved_logits(strict, tokens, changed, until=until) == 0, name
 
 
-@pytest.mark.parametrize("layers", [("lsh",), ("local",), ("full",), ("full_standard",)], ids=str)
-@pytest.mark.parametrize("residual", ["plain", "reversible"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
+def test_positions_in_attention_and_hash_dropout_leave_it_at_that(positions: str) -> None:
+    settings: dict[str, Any] = {
+        "layers": ("lsh", "oracle", "local"),
+        "positions": positions,
+        "hash_dropout": 0.5,
+        "d_head": 6,
+        "max_length": 127,
+        "n_buckets": 8,
+    }
+    tokens, until = small_tokens(101), 67
+    changed = torch.cat([tokens[:, :until], small_tokens(127, seed=9)[:, : 127 - until]], dim=1)
+    published = small_model(causality="published", **settings).eval()
+    strict = small_model(causality="strict", **settings).eval()
+    assert moved_logits(published, tokens, changed, until=until) >= 0.2
+    assert moved_logits(strict, tokens, changed, until=until) == 0
+
+
+@pytest.mark.parametrize(
+    "layers", [("lsh",), ("local",), ("full",), ("full_standard",), ("oracle",)], ids=str
+)
+@pytest.mark.parametrize("residual", RESIDUALS)
 def test_tokens_at_padding_move_no_real_logit_and_padding_behind_is_as_if_absent(
     layers: tuple[str, ...], residual: str
 ) -> None:
@@ -244,7 +269,14 @@ def shared_layers(model: ReformerLM) -> list[SharedQueryKeyAttention]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"n_hashes": 5}, {"hashing": Hyperplane()}, {"hash_seed": 1}, {"kind": "full"}, {"kind": "random"}],
+    [
+        {"n_hashes": 5},
+        {"hashing": Hyperplane()},
+        {"hash_seed": 1},
+        {"kind": "full"},
+        {"kind": "oracle"},
+        {"kind": "random"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("training", [True, False])
@@ -301,7 +333,7 @@ def test_attending_ends_with_an_exception_too() -> None:
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"kind": "none"}, "kind='none': use one of lsh, full, random, knock_out"),
+        ({"kind": "none"}, "kind='none': use one of lsh, full, oracle, random, knock_out"),
         ({"n_hashes": 0}, "n_hashes=0: must be at least 1"),
         ({"hashing": Hyperplane()}, "n_buckets=6: the hyperplane family makes powers of two"),
     ],
@@ -351,6 +383,7 @@ def test_embeddings_are_token_plus_position_with_dropout_in_training_alone() -> 
         embedded = model.embedding(tokens) + model.positions(SEQ)
         assert_all_close([model(tokens)], [model.head(embedded)], tolerance=1e-12)
         model.train()
+        model.head.eval()
         torch.manual_seed(3)
         training = model(tokens)
         torch.manual_seed(3)
@@ -361,20 +394,26 @@ def test_embeddings_are_token_plus_position_with_dropout_in_training_alone() -> 
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("residual", ["plain", "reversible"])
+@pytest.mark.parametrize("residual", RESIDUALS)
 def test_the_state_holds_each_parameter_once(tied: bool, residual: str) -> None:
-    model = small_model(layers=KINDS, n_layers=4, residual=residual, tie_weights=tied, merge="mean")
+    model = small_model(layers=KINDS, n_layers=5, residual=residual, tie_weights=tied, merge="mean")
     state = {name: x for name, x in model.state_dict().items() if isinstance(x, Tensor)}
     assert len({x.data_ptr() for x in state.values()}) == len(state)
     assert set(state) == {name for name, _ in model.named_parameters()}
     assert sum(x.numel() for x in state.values()) == sum(p.numel() for p in model.parameters())
 
 
-def test_residual_kinds_share_their_parameters() -> None:
-    plain = small_model(residual="plain").eval()
-    reversible = with_residual(plain, "reversible")
-    assert list(plain.state_dict()) == list(reversible.state_dict())
-    assert torch.equal(plain(small_tokens()), reversible(small_tokens()))
+@pytest.mark.parametrize("trained_with", RESIDUALS)
+def test_weights_of_one_residual_kind_serve_the_others(trained_with: str) -> None:
+    model = small_model(residual=trained_with)
+    steps(model, count=3)
+    others = {residual: with_residual(model.eval(), residual) for residual in RESIDUALS}
+    logits = {residual: other(small_tokens()) for residual, other in others.items()}
+    assert {tuple(other.state_dict()) for other in others.values()} == {tuple(model.state_dict())}
+    assert torch.equal(logits["checkpoint"], logits["plain"])
+    assert torch.equal(logits["reversible"], logits["plain"])
+    assert not torch.equal(logits["reversible_exact"], logits["plain"])
+    assert_all_close([logits["reversible_exact"]], [logits["plain"]], tolerance=1e-3)
 
 
 def test_tied_weights_stay_tied_through_conversion_copying_and_loading() -> None:
@@ -411,7 +450,7 @@ def steps(model: ReformerLM, *, count: int = 12, seed: int = 3) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("residual", ["plain", "reversible"])
+@pytest.mark.parametrize("residual", RESIDUALS)
 def test_the_same_seed_gives_the_same_training_run_to_the_bit(residual: str) -> None:
     def run(seed: int) -> tuple[list[float], dict[str, Tensor]]:
         torch.manual_seed(seed)
@@ -428,10 +467,13 @@ def test_the_same_seed_gives_the_same_training_run_to_the_bit(residual: str) -> 
         )
 
 
-def test_reversible_training_follows_plain_training() -> None:
+@pytest.mark.parametrize(
+    ("residual", "tolerance"), [("checkpoint", 1e-12), ("reversible", 1e-8), ("reversible_exact", 1e-3)]
+)
+def test_training_follows_plain_training(residual: str, tolerance: float) -> None:
     plain = small_model(residual="plain", dropout=0.1)
-    reversible = with_residual(plain, "reversible")
-    assert_all_close([torch.tensor(steps(reversible))], [torch.tensor(steps(plain))], tolerance=1e-8)
+    other = with_residual(plain, residual)
+    assert_all_close([torch.tensor(steps(other))], [torch.tensor(steps(plain))], tolerance=tolerance)
 
 
 @pytest.fixture
@@ -445,7 +487,7 @@ def streams() -> Iterator[None]:
 
 def test_without_dropout_the_global_streams_are_untouched(unchecked: None, streams: None) -> None:
     # Unchecked, since beartype draws from Python's stream which items it looks at.
-    model = small_model(layers=KINDS, n_layers=4)
+    model = small_model(layers=KINDS, n_layers=5)
     before = torch.get_rng_state()
     tokens = small_tokens()
     model.loss(tokens, tokens).backward()

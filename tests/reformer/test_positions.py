@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from reformer.positions import AxialPositions, LearnedPositions, build_positions
+from reformer.positions import AxialPositions, LearnedPositions, SinusoidalPositions, build_positions
 from tests.reformer.helpers import small_config
 
 
@@ -40,3 +42,37 @@ def test_both_start_at_the_given_scale_and_learn(kind: str) -> None:
     for parameter in positions.parameters():
         assert parameter.grad is not None
         assert (parameter.grad > 0).all()
+
+
+@pytest.mark.parametrize("d_model", [13, 14])
+@pytest.mark.parametrize("seq", [0, 1, 29])
+def test_sinusoidal_positions_are_sines_and_cosines_in_turn(d_model: int, seq: int) -> None:
+    config = small_config(positions="sinusoidal", d_model=d_model, embedding_std=0.5)
+    table = build_positions(config)
+    assert isinstance(table, SinusoidalPositions)
+    found = table.double()(seq)
+    assert found.shape == (seq, d_model)
+    for p in range(seq):
+        for i in range(d_model):
+            angle = p / 10_000 ** (2 * (i // 2) / d_model)
+            wave = math.cos(angle) if i % 2 else math.sin(angle)
+            assert float(found[p, i]) == pytest.approx(0.5 * math.sqrt(2) * wave, abs=1e-7)
+
+
+def test_sinusoidal_positions_have_the_scale_of_embeddings_and_nothing_to_learn() -> None:
+    positions = build_positions(small_config(positions="sinusoidal", embedding_std=0.25))
+    assert isinstance(positions, SinusoidalPositions)
+    assert not list(positions.parameters())
+    assert not positions.state_dict()
+    assert float(positions(31).square().mean().sqrt()) == pytest.approx(0.25, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_sinusoidal_positions_are_in_the_dtype_of_the_model(dtype: torch.dtype) -> None:
+    positions = build_positions(small_config(positions="sinusoidal"))
+    assert isinstance(positions, SinusoidalPositions)
+    assert positions.to(dtype)(5).dtype == dtype
+
+
+def test_rotary_positions_are_added_to_nothing() -> None:
+    assert build_positions(small_config(positions="rotary", d_head=6)) is None

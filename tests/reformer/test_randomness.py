@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from reformer.randomness import RandomState, generator
+from reformer.randomness import RandomState, dropout, generator
 
 
 def draws(*keys: int) -> tuple[int, ...]:
@@ -29,6 +29,17 @@ def test_streams_of_neighbouring_keys_are_unrelated() -> None:
 def test_a_generator_leaves_the_global_stream_alone() -> None:
     before = torch.get_rng_state()
     draws(3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_from_a_generator_keeps_the_mean_and_leaves_the_global_stream_alone() -> None:
+    before = torch.get_rng_state()
+    x = torch.full((300, 300), 3.0)
+    dropped = dropout(x, 0.25, generator=generator(7))
+    assert set(dropped.unique().tolist()) == {0.0, 4.0}
+    assert abs(float((dropped == 0).double().mean()) - 0.25) < 5 * (0.25 * 0.75 / x.numel()) ** 0.5
+    assert torch.equal(dropout(x, 0.25, generator=generator(7)), dropped)
+    assert not torch.equal(dropout(x, 0.25, generator=generator(8)), dropped)
     assert torch.equal(torch.get_rng_state(), before)
 
 

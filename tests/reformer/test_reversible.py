@@ -1,9 +1,9 @@
-"""Reversible = plain: outputs, gradients, random stream; and what it keeps in memory."""
+"""Recomputing = keeping: outputs, gradients, random stream; and what it keeps in memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reformer import CrossPolytope, HashFamily, ReformerLM
+from reformer.config import ATTENTION_KINDS, RESIDUALS
 from reformer.hashing.buckets import Buckets
+from reformer.stacks import run_plain
 from tests.reformer.helpers import (
     BATCH,
     SEQ,
@@ -23,23 +25,52 @@ from tests.reformer.helpers import (
 )
 from tests.reformer.memory import allocations, tensor_bytes
 
+RECOMPUTING = ("checkpoint", "reversible", "reversible_exact")
 DROPOUT: dict[str, Any] = {"dropout": 0.2, "attention_dropout": 0.3}
 VARIANTS: dict[str, dict[str, Any]] = {
     "no dropout": {},
     "dropout": DROPOUT,
-    "all kinds": {"layers": ("lsh", "local", "full", "full_standard"), "n_layers": 5} | DROPOUT,
+    "all kinds": {"layers": ATTENTION_KINDS, "n_layers": 5} | DROPOUT,
     "chunked": {"ff_chunk_length": 5, "loss_chunk_length": 7} | DROPOUT,
     "published": {"causality": "published", "duplicates": "sum", "seams": "reference"} | DROPOUT,
     "axial, mean, tied": {"positions": "axial", "merge": "mean", "tie_weights": True} | DROPOUT,
+    "rotary, gated": {
+        "positions": "rotary",
+        "d_head": 6,
+        "norm": "rms_norm",
+        "activation": "swiglu",
+        "hash_dropout": 0.3,
+        "ff_chunk_length": 5,
+    }
+    | DROPOUT,
+    "sinusoidal, relu": {"positions": "sinusoidal", "activation": "relu"} | DROPOUT,
     "one layer": {"n_layers": 1} | DROPOUT,
 }
 PADDING = normal(BATCH, SEQ, seed=5) > -0.7
 
+every_recomputing_kind = pytest.mark.parametrize("residual", RECOMPUTING)
 
-def both(**settings: Any) -> tuple[ReformerLM, ReformerLM]:
-    """A plain model and its reversible twin, on the same weights."""
-    plain = small_model(residual="plain", **settings)
-    return plain, with_residual(plain, "reversible")
+
+class KeepingLM(ReformerLM):
+    """The arithmetic of `reversible_exact`, but every activation is kept: its reference."""
+
+    def forward(self, *args: Any, **settings: Any) -> Tensor:
+        with mock.patch("reformer.stacks.run_reversible", run_plain):
+            return super().forward(*args, **settings)
+
+    def loss(self, *args: Any, **settings: Any) -> Tensor:
+        with mock.patch("reformer.stacks.run_reversible", run_plain):
+            return super().loss(*args, **settings)
+
+
+def both(residual: str, **settings: Any) -> tuple[ReformerLM, ReformerLM]:
+    """A model that keeps every activation and one that recomputes them, on the same weights."""
+    recomputing = small_model(residual=residual, **settings)
+    if residual != "reversible_exact":
+        return with_residual(recomputing, "plain"), recomputing
+    keeping = KeepingLM(recomputing.config).to(recomputing.embedding.weight.dtype)
+    keeping.load_state_dict(recomputing.state_dict())
+    return keeping, recomputing
 
 
 def gradients_of(model: ReformerLM) -> dict[str, Tensor | None]:
@@ -66,31 +97,38 @@ def train(model: ReformerLM, *, seed: int = 3, **settings: Any) -> tuple[Tensor,
     return loss.detach(), torch.get_rng_state()
 
 
+@every_recomputing_kind
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-5)], ids=str)
-@pytest.mark.parametrize("padding_mask", [None, PADDING], ids=["whole", "padded"])
-def test_reversible_gives_the_loss_the_gradients_and_the_random_stream_of_plain(
-    variant: str, dtype: torch.dtype, tolerance: float, padding_mask: Tensor | None
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "padding_mask"),
+    [(torch.float64, 1e-11, None), (torch.float32, 1e-5, PADDING)],
+    ids=["float64, whole", "float32, padded"],
+)
+def test_recomputing_gives_the_loss_the_gradients_and_the_random_stream_of_keeping(
+    residual: str, variant: str, dtype: torch.dtype, tolerance: float, padding_mask: Tensor | None
 ) -> None:
-    plain, reversible = both(dtype=dtype, **VARIANTS[variant])
-    expected, stream = train(plain, padding_mask=padding_mask)
-    actual, reversible_stream = train(reversible, padding_mask=padding_mask)
+    keeping, recomputing = both(residual, dtype=dtype, **VARIANTS[variant])
+    expected, stream = train(keeping, padding_mask=padding_mask)
+    actual, recomputing_stream = train(recomputing, padding_mask=padding_mask)
     assert torch.equal(actual, expected)
-    assert_same_gradients(plain, reversible, tolerance=tolerance)
-    assert torch.equal(reversible_stream, stream)
+    assert_same_gradients(keeping, recomputing, tolerance=tolerance)
+    assert torch.equal(recomputing_stream, stream)
 
 
 def test_dropout_is_really_on_in_these_comparisons() -> None:
-    plain, _ = both(**DROPOUT)
-    assert train(plain, seed=3)[0] != train(plain, seed=4)[0]
+    keeping, _ = both("reversible", **DROPOUT)
+    assert train(keeping, seed=3)[0] != train(keeping, seed=4)[0]
 
 
+@every_recomputing_kind
 @pytest.mark.parametrize("backward_inside", [True, False])
 @pytest.mark.parametrize("variant", ["dropout", "all kinds", "chunked"])
-def test_under_autocast_reversible_stays_near_plain(backward_inside: bool, variant: str) -> None:
-    plain, reversible = both(dtype=torch.float32, **VARIANTS[variant])
+def test_under_autocast_recomputing_stays_near_keeping(
+    residual: str, backward_inside: bool, variant: str
+) -> None:
+    keeping, recomputing = both(residual, dtype=torch.float32, **VARIANTS[variant])
     losses = []
-    for model in (plain, reversible):
+    for model in (keeping, recomputing):
         torch.manual_seed(3)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model.loss(small_tokens(), small_tokens(seed=1))
@@ -100,53 +138,57 @@ def test_under_autocast_reversible_stays_near_plain(backward_inside: bool, varia
             loss.backward()
         losses.append(loss.detach())
     assert losses[0] == losses[1]
-    assert_same_gradients(plain, reversible, tolerance=2e-2)
+    assert_same_gradients(keeping, recomputing, tolerance=1e-5 if residual == "reversible_exact" else 2e-2)
     a, b = (
         torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None])
-        for m in (plain, reversible)
+        for m in (keeping, recomputing)
     )
-    assert a.numel() == sum(p.numel() for p in plain.parameters())
+    assert a.numel() == sum(p.numel() for p in keeping.parameters())
     assert F.cosine_similarity(a, b, dim=0) >= 0.999
 
 
-def test_the_recompute_ignores_an_autocast_that_the_forward_pass_did_not_have() -> None:
-    _, reversible = both(dtype=torch.float32)
+@every_recomputing_kind
+def test_the_recompute_ignores_an_autocast_that_the_forward_pass_did_not_have(residual: str) -> None:
+    _, recomputing = both(residual, dtype=torch.float32)
     seen: list[torch.dtype] = []
-    for module in reversible.blocks.modules():
+    for module in recomputing.blocks.modules():
         if isinstance(module, nn.Linear):
             module.register_forward_hook(lambda _module, _inputs, out: seen.append(out.dtype))
-    loss = reversible.loss(small_tokens(), small_tokens(seed=1))
+    loss = recomputing.loss(small_tokens(), small_tokens(seed=1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss.backward()
     # Five projections a block, in the forward pass and in the recompute.
     assert seen == [torch.float32] * (2 * 3 * 5)
 
 
+@every_recomputing_kind
 @pytest.mark.parametrize(
     "order", [(0, 1), (1, 0), (2,)], ids=["first in first out", "last in first out", "sum"]
 )
 def test_two_forward_passes_before_the_backward_ones_do_not_disturb_each_other(
+    residual: str,
     order: tuple[int, ...],
 ) -> None:
-    plain, reversible = both(**DROPOUT)
-    for model in (plain, reversible):
+    keeping, recomputing = both(residual, **DROPOUT)
+    for model in (keeping, recomputing):
         torch.manual_seed(3)
         losses = [model.loss(small_tokens(seed=s), small_tokens(seed=s + 1)) for s in (0, 7)]
         losses.append(losses[0] + 3 * losses[1])
         for index in order:
             losses[index].backward()
-    assert_same_gradients(plain, reversible, tolerance=1e-11)
+    assert_same_gradients(keeping, recomputing, tolerance=1e-11)
 
 
-def test_gradients_accumulate_and_a_kept_graph_gives_them_again() -> None:
-    plain, reversible = both(**DROPOUT)
-    for model in (plain, reversible):
+@every_recomputing_kind
+def test_gradients_accumulate_and_a_kept_graph_gives_them_again(residual: str) -> None:
+    keeping, recomputing = both(residual, **DROPOUT)
+    for model in (keeping, recomputing):
         train(model, seed=3)
         train(model, seed=4)
         loss = model.loss(small_tokens(), small_tokens(seed=1))
         loss.backward(retain_graph=True)
         loss.backward()
-    assert_same_gradients(plain, reversible, tolerance=1e-11)
+    assert_same_gradients(keeping, recomputing, tolerance=1e-11)
 
 
 def switch_to_eval(model: ReformerLM) -> None:
@@ -160,78 +202,137 @@ def evaluate_between(model: ReformerLM) -> None:
     torch.rand(17)
 
 
-@pytest.mark.parametrize("between", [switch_to_eval, evaluate_between])
+def flip_every_block(model: ReformerLM) -> None:
+    for block in model.blocks:
+        block.train(not block.training)
+
+
+@every_recomputing_kind
+@pytest.mark.parametrize("between", [switch_to_eval, evaluate_between, flip_every_block])
+@pytest.mark.parametrize("evaluated", [(), (1,), (0, 2)], ids=str)
 def test_what_happens_between_forward_and_backward_does_not_matter(
-    between: Callable[[ReformerLM], None],
+    residual: str, evaluated: tuple[int, ...], between: Callable[[ReformerLM], None]
 ) -> None:
-    plain, reversible = both(**DROPOUT)
-    for model in (plain, reversible):
+    keeping, recomputing = both(residual, **DROPOUT)
+    for model in (keeping, recomputing):
+        for index in evaluated:
+            model.blocks[index].eval()
         torch.manual_seed(3)
         loss = model.loss(small_tokens(), small_tokens(seed=1))
         between(model)
-        mode = model.training
+        modes = [module.training for module in model.modules()]
         loss.backward()
-        assert {module.training for module in model.modules()} == {mode}
-    assert_same_gradients(plain, reversible, tolerance=1e-11)
+        assert [module.training for module in model.modules()] == modes
+    assert_same_gradients(keeping, recomputing, tolerance=1e-11)
 
 
-def test_dropout_left_on_in_an_evaluated_model_is_repeated_too() -> None:
-    plain, reversible = both(**DROPOUT)
-    for model in (plain, reversible):
+@every_recomputing_kind
+def test_dropout_left_on_in_an_evaluated_model_is_repeated_too(residual: str) -> None:
+    keeping, recomputing = both(residual, **DROPOUT)
+    for model in (keeping, recomputing):
         model.eval()
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.train()
         train(model)
-    assert_same_gradients(plain, reversible, tolerance=1e-11)
+    assert_same_gradients(keeping, recomputing, tolerance=1e-11)
 
 
-def test_backward_works_in_eval_mode() -> None:
-    plain, reversible = both(**DROPOUT)
-    for model in (plain, reversible):
+@every_recomputing_kind
+def test_backward_works_in_eval_mode(residual: str) -> None:
+    keeping, recomputing = both(residual, **DROPOUT)
+    for model in (keeping, recomputing):
         train(model.eval())
-    assert_same_gradients(plain, reversible, tolerance=1e-11)
+    assert_same_gradients(keeping, recomputing, tolerance=1e-11)
 
 
+@every_recomputing_kind
 @pytest.mark.parametrize("kind", ["full", "random", "knock_out"])
-def test_the_settings_of_the_forward_pass_hold_in_backward(kind: str) -> None:
-    plain, reversible = both(**DROPOUT)
-    for model in (plain, reversible):
+def test_the_settings_of_the_forward_pass_hold_in_backward(residual: str, kind: str) -> None:
+    keeping, recomputing = both(residual, **DROPOUT)
+    for model in (keeping, recomputing):
         torch.manual_seed(3)
         with model.attending(kind=kind, n_hashes=3, hash_seed=5):
             loss = model.loss(small_tokens(), small_tokens(seed=1))
         loss.backward()
-    assert_same_gradients(plain, reversible, tolerance=1e-11)
+    assert_same_gradients(keeping, recomputing, tolerance=1e-11)
 
 
+@every_recomputing_kind
 @pytest.mark.parametrize(
     "frozen",
     ["embedding", "positions", "attention", "feed_forward", "norm", "blocks.0", "blocks.2", "blocks", "head"],
 )
-def test_frozen_parameters_get_no_gradient_and_leave_the_others_right(frozen: str) -> None:
-    plain, reversible = both(**DROPOUT)
-    for model in (plain, reversible):
+def test_frozen_parameters_get_no_gradient_and_leave_the_others_right(residual: str, frozen: str) -> None:
+    keeping, recomputing = both(residual, **DROPOUT)
+    for model in (keeping, recomputing):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(frozen not in name)
         train(model)
-    assert any(p.grad is None for p in plain.parameters())
-    assert_same_gradients(plain, reversible, tolerance=1e-11)
+    assert any(p.grad is None for p in keeping.parameters())
+    assert_same_gradients(keeping, recomputing, tolerance=1e-11)
 
 
-def test_blocks_alone_learn_when_their_input_needs_no_gradient() -> None:
-    plain, reversible = both()
-    for model in (plain, reversible):
+@every_recomputing_kind
+def test_blocks_alone_learn_when_their_input_needs_no_gradient(residual: str) -> None:
+    keeping, recomputing = both(residual)
+    for model in (keeping, recomputing):
         model.requires_grad_(False)
         model.blocks.requires_grad_(True)
         train(model)
-    assert all(p.grad is not None for p in reversible.blocks.parameters())
-    assert_same_gradients(plain, reversible, tolerance=1e-11)
+    assert all(p.grad is not None for p in recomputing.blocks.parameters())
+    assert_same_gradients(keeping, recomputing, tolerance=1e-11)
 
 
-def test_autograd_grad_reaches_every_parameter_and_leaves_grad_alone() -> None:
-    plain, reversible = both(**DROPOUT)
+@every_recomputing_kind
+def test_outputs_need_a_gradient_when_the_input_does_not(residual: str) -> None:
+    model = small_model(residual=residual)
+    model.embedding.requires_grad_(False)
+    model.positions.requires_grad_(False)
+    logits = model(small_tokens())
+    assert logits.requires_grad
+    logits.sum().backward()
+    assert all(p.grad is not None for p in model.blocks.parameters())
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_a_pass_leaves_nothing_on_the_modules(residual: str) -> None:
+    model = small_model(residual=residual, **DROPOUT)
+
+    def state() -> list[dict[str, Any]]:
+        """Every attribute of every module; copied one level deep, where modules keep tensors in dicts."""
+        return [
+            {
+                name: dict(x) if isinstance(x, dict) else x
+                for name, x in vars(module).items()
+                if name != "_draw"
+            }
+            for module in model.modules()
+        ]
+
+    before = state()
+    loss = model.loss(small_tokens(), small_tokens(seed=1))
+    assert state() == before
+    loss.backward()
+    assert state() == before
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_evaluation_repeats_itself_and_honours_each_padding_mask(residual: str) -> None:
+    model = small_model(residual=residual, **DROPOUT).eval()
+    whole, padded = model(small_tokens()), model(small_tokens(), padding_mask=PADDING)
+    assert not torch.allclose(padded[PADDING], whole[PADDING])
+    assert torch.equal(model(small_tokens()), whole)
+    assert torch.equal(model(small_tokens(), padding_mask=PADDING), padded)
+    with torch.no_grad():
+        assert torch.equal(model(small_tokens()), whole)
+
+
+@every_recomputing_kind
+def test_autograd_grad_reaches_every_parameter_and_leaves_grad_alone(residual: str) -> None:
+    keeping, recomputing = both(residual, **DROPOUT)
     found = []
-    for model in (plain, reversible):
+    for model in (keeping, recomputing):
         torch.manual_seed(3)
         loss = model.loss(small_tokens(), small_tokens(seed=1))
         found.append(torch.autograd.grad(loss, list(model.parameters())))
@@ -239,28 +340,31 @@ def test_autograd_grad_reaches_every_parameter_and_leaves_grad_alone() -> None:
     assert_all_close(found[1], found[0], tolerance=1e-11)
 
 
-def test_gradient_hooks_of_parameters_fire_once() -> None:
-    _, reversible = both()
+@every_recomputing_kind
+def test_gradient_hooks_of_parameters_fire_once(residual: str) -> None:
+    _, recomputing = both(residual)
     fired: list[str] = []
-    for name, parameter in reversible.named_parameters():
+    for name, parameter in recomputing.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: fired.append(name))
-    train(reversible)
-    assert sorted(fired) == sorted(name for name, _ in reversible.named_parameters())
+    train(recomputing)
+    assert sorted(fired) == sorted(name for name, _ in recomputing.named_parameters())
 
 
-def test_a_second_derivative_is_an_error_and_not_a_wrong_number() -> None:
-    _, reversible = both()
-    loss = reversible.loss(small_tokens(), small_tokens(seed=1))
-    (gradient,) = torch.autograd.grad(loss, [reversible.embedding.weight], create_graph=True)
+@every_recomputing_kind
+def test_a_second_derivative_is_an_error_and_not_a_wrong_number(residual: str) -> None:
+    _, recomputing = both(residual)
+    loss = recomputing.loss(small_tokens(), small_tokens(seed=1))
+    (gradient,) = torch.autograd.grad(loss, [recomputing.embedding.weight], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 
 
-def test_weights_changed_before_backward_are_an_error_and_not_a_wrong_number() -> None:
-    _, reversible = both()
-    loss = reversible.loss(small_tokens(), small_tokens(seed=1))
+@every_recomputing_kind
+def test_weights_changed_before_backward_are_an_error_and_not_a_wrong_number(residual: str) -> None:
+    _, recomputing = both(residual)
+    loss = recomputing.loss(small_tokens(), small_tokens(seed=1))
     with torch.no_grad():
-        reversible.get_parameter("blocks.1.feed_forward.wide.weight").mul_(2)
+        recomputing.get_parameter("blocks.1.feed_forward.wide.weight").mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -281,23 +385,25 @@ class Counting(HashFamily):
         return None
 
 
-def test_each_layer_hashes_once_a_step_and_never_in_backward() -> None:
+@every_recomputing_kind
+def test_each_layer_hashes_once_a_step_and_never_in_backward(residual: str) -> None:
     hashing = Counting()
-    _, reversible = both(hashing=hashing, **DROPOUT)
-    loss = reversible.loss(small_tokens(), small_tokens(seed=1))
+    _, recomputing = both(residual, hashing=hashing, **DROPOUT)
+    loss = recomputing.loss(small_tokens(), small_tokens(seed=1))
     assert len(hashing.calls) == 3
     loss.backward()
     assert len(hashing.calls) == 3
 
 
+@every_recomputing_kind
 @pytest.mark.slow
-def test_sixty_four_layers_in_float32_keep_their_gradients() -> None:
-    plain, reversible = both(dtype=torch.float32, n_layers=64, **DROPOUT)
-    train(plain)
-    train(reversible)
+def test_sixty_four_layers_in_float32_keep_their_gradients(residual: str) -> None:
+    keeping, recomputing = both(residual, dtype=torch.float32, n_layers=64, **DROPOUT)
+    train(keeping)
+    train(recomputing)
     a, b = (
         torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None])
-        for m in (plain, reversible)
+        for m in (keeping, recomputing)
     )
     assert (a - b).norm() <= 1e-4 * a.norm()
 
@@ -335,34 +441,29 @@ def peak_without_gradients(residual: str, n_layers: int) -> int:
     return allocations(lambda: loss().backward()).peak - gradients
 
 
-def test_reversible_keeps_nothing_a_layer_but_its_buckets() -> None:
-    buckets = tensor_bytes(BATCH, 2, 2, 509, dtype=torch.int32)
-    activation = tensor_bytes(BATCH, 509, 62)
-    a_layer = (kept_for_backward("reversible", 7) - kept_for_backward("reversible", 2)) / 5
-    assert a_layer == pytest.approx(buckets, abs=512)
-    assert a_layer < activation / 5
-    plain = (kept_for_backward("plain", 7) - kept_for_backward("plain", 2)) / 5
-    assert plain > 10 * activation
+#: What a layer keeps: the buckets of its hashes, and as many streams.
+STREAMS = {"checkpoint": 2, "reversible": 0, "reversible_exact": 0}
 
 
-def test_the_training_peak_of_reversible_does_not_grow_with_depth() -> None:
+@pytest.mark.parametrize(("residual", "streams"), STREAMS.items())
+def test_a_layer_keeps_its_buckets_and_no_activation_but_its_streams(residual: str, streams: int) -> None:
     buckets = tensor_bytes(BATCH, 2, 2, 509, dtype=torch.int32)
-    a_layer = (peak_without_gradients("reversible", 7) - peak_without_gradients("reversible", 2)) / 5
-    assert a_layer < 2 * buckets
+    stream = tensor_bytes(BATCH, 509, 62)
+    a_layer = (kept_for_backward(residual, 7) - kept_for_backward(residual, 2)) / 5
+    assert a_layer == pytest.approx(buckets + streams * stream, abs=512)
+
+
+@pytest.mark.parametrize(("residual", "streams"), STREAMS.items())
+def test_the_training_peak_grows_with_depth_by_what_a_layer_keeps(residual: str, streams: int) -> None:
+    buckets = tensor_bytes(BATCH, 2, 2, 509, dtype=torch.int32)
+    stream = tensor_bytes(BATCH, 509, 62)
+    a_layer = (peak_without_gradients(residual, 7) - peak_without_gradients(residual, 2)) / 5
+    assert a_layer < 2 * buckets + streams * stream
+
+
+def test_keeping_everything_costs_far_more_a_layer() -> None:
+    buckets = tensor_bytes(BATCH, 2, 2, 509, dtype=torch.int32)
+    stream = tensor_bytes(BATCH, 509, 62)
+    assert 5 * buckets < stream
+    assert (kept_for_backward("plain", 7) - kept_for_backward("plain", 2)) / 5 > 10 * stream
     assert (peak_without_gradients("plain", 7) - peak_without_gradients("plain", 2)) / 5 > 100 * buckets
-
-
-@pytest.fixture
-def one_process(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-def test_distributed_data_parallel_finds_every_gradient_of_reversible(one_process: None) -> None:
-    plain, reversible = both(**DROPOUT)
-    for model in (plain, reversible):
-        parallel = nn.parallel.DistributedDataParallel(model)
-        torch.manual_seed(3)
-        parallel(small_tokens()).square().sum().backward()
-    assert_same_gradients(plain, reversible, tolerance=1e-11)

@@ -1,10 +1,12 @@
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reformer.attention.modules import AttentionCall
+from reformer.config import RESIDUALS
 from reformer.layer import Block
-from reformer.stacks import run_plain, run_stack
+from reformer.lifting import build_lifting
+from reformer.stacks import merge_streams, run_plain, run_stack
 from tests.reformer.helpers import BATCH, SEQ, assert_all_close, normal, small_config
 
 
@@ -21,29 +23,40 @@ def test_a_block_adds_its_branches_to_two_streams() -> None:
     assert_all_close([y2], [x2 + block.feed_forward(block.feed_forward_norm(y1))], tolerance=1e-14)
 
 
-@pytest.mark.parametrize("residual", ["plain", "reversible"])
+@pytest.mark.parametrize("residual", RESIDUALS)
 @pytest.mark.parametrize("gradients", [True, False])
 def test_both_streams_start_as_the_input_and_blocks_follow_in_order(residual: str, gradients: bool) -> None:
     blocks, x = some_blocks(), normal(BATCH, SEQ, 14)
+    lifting = build_lifting(residual, grid_bits=11)
     with torch.no_grad():
-        y1 = y2 = x
+        y1 = y2 = lifting.start(x)
         for block in blocks:
-            y1, y2 = run_plain([block], y1, y2, call=AttentionCall())
+            y1, y2 = run_plain([block], y1, y2, call=AttentionCall(), lifting=lifting)
     with torch.set_grad_enabled(gradients):
-        actual = run_stack(blocks, x, call=AttentionCall(), residual=residual)
+        actual = run_stack(blocks, x, call=AttentionCall(), residual=residual, grid_bits=11)
     assert_all_close(actual, [y1, y2], tolerance=0)
     assert actual[0].requires_grad is gradients
 
 
-def test_without_gradients_reversible_keeps_nothing() -> None:
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_without_gradients_nothing_is_kept(residual: str) -> None:
+    x = normal(BATCH, SEQ, 14)
     with torch.no_grad():
-        y1, _ = run_stack(some_blocks(), normal(BATCH, SEQ, 14), call=AttentionCall(), residual="reversible")
+        y1, _ = run_stack(some_blocks(), x, call=AttentionCall(), residual=residual, grid_bits=16)
     assert y1.grad_fn is None
+
+
+def test_streams_are_merged_side_by_side_or_averaged() -> None:
+    y1, y2 = normal(BATCH, SEQ, 14), normal(BATCH, SEQ, 14, seed=1)
+    assert torch.equal(merge_streams(y1, y2, merge="concat"), torch.cat([y1, y2], dim=-1))
+    assert_all_close([merge_streams(y1, y2, merge="mean")], [(y1 + y2) / 2], tolerance=1e-15)
 
 
 @pytest.mark.parametrize("branch", ["attention", "feed_forward"])
 def test_dropout_falls_on_both_branches_in_training_alone(branch: str) -> None:
     block = Block(small_config(dropout=0.25), layer=0).double()
+    # Its own dropout, inside, is a test of its own.
+    block.feed_forward.eval()
     x = normal(BATCH, SEQ, 14)
 
     def out() -> Tensor:
@@ -56,13 +69,3 @@ def test_dropout_falls_on_both_branches_in_training_alone(branch: str) -> None:
     assert 0.65 < float(kept.double().mean()) < 0.85
     assert_all_close([dropped[kept]], [whole[kept] / 0.75], tolerance=1e-12)
     assert (whole != 0).all()
-
-
-@pytest.mark.parametrize("frozen", [True, False])
-def test_the_parameters_of_both_branches_are_the_trainable_ones_of_the_block(frozen: bool) -> None:
-    (block,) = some_blocks(1)
-    block.attention.value.weight.requires_grad_(not frozen)
-    listed: list[Tensor] = [*block.attention_parameters(), *block.feed_forward_parameters()]
-    expected: list[nn.Parameter] = [p for p in block.parameters() if p.requires_grad]
-    assert {id(p) for p in listed} == {id(p) for p in expected}
-    assert len(listed) == len(expected)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,22 +9,28 @@ from reformer import (
     CrossPolytope,
     Hyperplane,
     Random,
+    cross_attention,
     full_attention,
     full_standard_attention,
     local_attention,
     lsh_attention,
+    oracle_attention,
 )
+from reformer.attention import reference
 from reformer.attention.modules import (
     Attended,
     Attending,
     AttentionCall,
+    CrossAttention,
     SharedQueryKeyAttention,
     StandardAttention,
     build_attention,
     merge_heads,
     split_heads,
 )
-from reformer.randomness import generator
+from reformer.attention.rotary import rotate
+from reformer.config import ATTENTION_KINDS
+from reformer.randomness import dropout, generator
 from tests.reformer.helpers import BATCH, SEQ, assert_all_close, normal, small_config
 
 WIDTH = 14
@@ -82,6 +89,144 @@ def test_as_full_the_same_weights_give_full_attention() -> None:
     assert_all_close([full.out], [rows(expected) @ module.output.weight.T], tolerance=1e-12)
     assert full.buckets is None
     assert not torch.allclose(full.out, call(module).out)
+
+
+def test_as_oracle_a_query_sees_as_many_keys_as_the_rounds_could_show() -> None:
+    module = build(n_hashes=1, chunk_length=3)
+    assert isinstance(module, SharedQueryKeyAttention)
+    x = some_input()
+    qk, v = heads(x @ module.query_key.weight.T), heads(x @ module.value.weight.T)
+    for n_hashes in (1, 2):
+        attended = call(module, kind="oracle", n_hashes=n_hashes)
+        expected = oracle_attention(qk, v, n_keys=3 * n_hashes)
+        assert_all_close([attended.out], [rows(expected) @ module.output.weight.T], tolerance=1e-12)
+        assert attended.buckets is None
+    built = build(layers=("oracle",), n_hashes=1, chunk_length=3)
+    built.load_state_dict(module.state_dict())
+    assert torch.equal(call(built).out, call(module, kind="oracle").out)
+
+
+def lsh_twin(qk: Tensor, v: Tensor, **settings: Any) -> Tensor:
+    return reference.lsh_attention(qk, v, n_hashes=2, chunk_length=5, **settings)
+
+
+def local_twin(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
+    return reference.local_attention(q, k, v, chunk_length=5, **settings)
+
+
+#: Of each case the settings of the layer, its dense twin, and the settings of that.
+BIDIRECTIONAL: dict[str, tuple[dict[str, Any], Callable[..., Tensor], dict[str, Any]]] = {
+    "lsh": ({"layers": ("lsh",)}, lsh_twin, {}),
+    "lsh, published": ({"layers": ("lsh",), "causality": "published"}, lsh_twin, {}),
+    "lsh, own bucket": ({"layers": ("lsh",), "bucket_mask": True}, lsh_twin, {"bucket_mask": True}),
+    "lsh, no look-ahead": ({"layers": ("lsh",), "n_chunks_after": 0}, lsh_twin, {"n_chunks_after": 0}),
+    "full": ({"layers": ("full",)}, reference.full_attention, {}),
+    # Two rounds, each of one chunk before and one after.
+    "oracle": ({"layers": ("oracle",)}, reference.oracle_attention, {"n_keys": 2 * 2 * 5}),
+    "local": ({"layers": ("local",)}, local_twin, {}),
+    "local, two after": (
+        {"layers": ("local",), "local_n_chunks_before": 0, "local_n_chunks_after": 2},
+        local_twin,
+        {"n_chunks_before": 0, "n_chunks_after": 2},
+    ),
+    "full_standard": (
+        {"layers": ("full_standard",)},
+        local_twin,
+        {"n_chunks_before": SEQ, "n_chunks_after": SEQ},
+    ),
+}
+
+
+@pytest.mark.parametrize("padding_mask", [None, normal(BATCH, SEQ, seed=5) > -0.5], ids=["whole", "padded"])
+@pytest.mark.parametrize("case", BIDIRECTIONAL)
+def test_bidirectional_layers_equal_the_dense_twins(case: str, padding_mask: Tensor | None) -> None:
+    settings, twin, same_settings = BIDIRECTIONAL[case]
+    module = build(causal=False, chunk_length=5, **settings)
+    x, attended = some_input(), AttentionCall(padding_mask=padding_mask)
+    out, buckets = module(x, call=attended)
+    if buckets is not None:
+        same_settings = same_settings | {"buckets": buckets}
+    expected = twin(*module.project(x), causal=False, padding_mask=padding_mask, **same_settings)
+    assert_all_close([out], [rows(expected) @ module.output.weight.T], tolerance=1e-12)
+    causal = build(causal=True, chunk_length=5, **(settings | {"n_chunks_after": 0}))
+    assert not torch.allclose(causal(x, call=attended).out, out)
+
+
+@pytest.mark.parametrize("kind", ["lsh", "full", "oracle", "local", "full_standard"])
+def test_rotary_positions_turn_queries_and_keys_but_no_values(kind: str) -> None:
+    module = build(layers=(kind,), positions="rotary", d_head=6)
+    plain = build(layers=(kind,), d_head=6)
+    x = some_input()
+    *turned, v = module.project(x)
+    *unturned, same = plain.project(x)
+    assert torch.equal(v, same)
+    assert_all_close(turned, [rotate(vectors) for vectors in unturned], tolerance=1e-14)
+    positions = torch.arange(3, 3 + SEQ).expand(BATCH, SEQ)
+    further = module.project(x, positions=positions)
+    assert_all_close(further[:-1], [rotate(each, positions=positions) for each in unturned], tolerance=1e-14)
+    assert not torch.allclose(call(module).out, call(plain).out)
+
+
+def test_hashing_sees_what_rotary_positions_turned() -> None:
+    module = build(positions="rotary", d_head=6)
+    assert isinstance(module, SharedQueryKeyAttention)
+    qk, v = module.project(some_input())
+    out, buckets = call(module)
+    expected = lsh_attention(qk, v, n_hashes=2, chunk_length=7, n_buckets=4, generator=generator(0, LAYER, 0))
+    assert_all_close([out], [rows(expected) @ module.output.weight.T], tolerance=1e-12)
+    assert not torch.equal(buckets_of(build(d_head=6)), buckets)
+
+
+def test_hash_dropout_falls_on_what_is_hashed_and_on_nothing_else() -> None:
+    module = build(hash_dropout=0.5)
+    assert isinstance(module, SharedQueryKeyAttention)
+    whole = build()
+    before = torch.get_rng_state()
+    out, buckets = call(module)
+    assert torch.equal(torch.get_rng_state(), before)
+    qk, _ = module.project(some_input())
+    dropped = dropout(qk.detach(), 0.5, generator=generator(0, LAYER, 0, 1))
+    expected = CrossPolytope()(dropped, n_hashes=2, n_buckets=4, generator=generator(0, LAYER, 0))
+    assert torch.equal(buckets, expected)
+    assert 0.1 < float((buckets_of(whole) != buckets).double().mean()) < 0.9
+    # Attention itself is that of the same buckets without any dropout.
+    assert torch.equal(whole(some_input(), call=AttentionCall(), buckets=buckets).out, out)
+
+
+def test_hash_dropout_is_of_training_alone_and_new_with_every_draw() -> None:
+    module, whole = build(hash_dropout=0.5), build()
+    x = some_input()
+    first = module(x, call=AttentionCall(draw=1)).buckets
+    assert torch.equal(module(x, call=AttentionCall(draw=1)).buckets, first)
+    one, other = (
+        (module(x, call=AttentionCall(draw=draw)).buckets != whole(x, call=AttentionCall(draw=draw)).buckets)
+        for draw in (1, 2)
+    )
+    assert not torch.equal(one, other)
+    module.eval()
+    assert torch.equal(module(x, call=AttentionCall(draw=1)).buckets, buckets_at(whole, draw=1))
+
+
+def buckets_at(module: SharedQueryKeyAttention | StandardAttention, *, draw: int) -> Tensor | None:
+    buckets: Tensor | None = module(some_input(), call=AttentionCall(draw=draw)).buckets
+    return buckets
+
+
+def test_cross_attention_takes_queries_from_the_tokens_and_the_rest_from_the_source() -> None:
+    module = CrossAttention(small_config(positions="rotary", d_head=6), layer=LAYER, source_width=11).double()
+    x, source = some_input(), normal(BATCH, 19, 11, seed=3)
+    real = normal(BATCH, 19, seed=5) > -0.5
+    out = module(x, call=AttentionCall(source=source, source_padding_mask=real))
+    q = torch.stack((x @ module.query.weight.T).split(6, dim=-1), dim=1)
+    k, v = (torch.stack((source @ p.weight.T).split(6, dim=-1), dim=1) for p in (module.key, module.value))
+    expected = cross_attention(q, k, v, padding_mask=real)
+    assert_all_close([out], [rows(expected) @ module.output.weight.T], tolerance=1e-12)
+
+
+def test_cross_attention_without_a_source_is_a_value_error() -> None:
+    module = CrossAttention(small_config(), layer=LAYER, source_width=11).double()
+    with pytest.raises(ValueError, match="source=None: cross-attention looks at a second sequence"):
+        module(some_input(), call=AttentionCall())
 
 
 @pytest.mark.parametrize("kind", ["local", "full_standard"])
@@ -163,7 +308,7 @@ def test_given_buckets_are_used_and_handed_on() -> None:
     assert torch.equal(again.out, own.out)
 
 
-@pytest.mark.parametrize("kind", ["lsh", "full", "local", "full_standard"])
+@pytest.mark.parametrize("kind", ATTENTION_KINDS)
 def test_attention_dropout_is_of_training_alone(kind: str) -> None:
     module = build(layers=(kind,), attention_dropout=0.5).eval()
     x = some_input()
@@ -172,7 +317,7 @@ def test_attention_dropout_is_of_training_alone(kind: str) -> None:
     assert not torch.equal(module(x, call=AttentionCall()).out, module(x, call=AttentionCall()).out)
 
 
-@pytest.mark.parametrize("kind", ["lsh", "full", "local", "full_standard"])
+@pytest.mark.parametrize("kind", ATTENTION_KINDS)
 @pytest.mark.parametrize(("batch", "seq"), [(0, SEQ), (BATCH, 0)])
 def test_an_empty_input_gives_an_empty_output(kind: str, batch: int, seq: int) -> None:
     module = build(layers=(kind,))
@@ -180,7 +325,7 @@ def test_an_empty_input_gives_an_empty_output(kind: str, batch: int, seq: int) -
     assert module(x, call=AttentionCall()).out.shape == (batch, seq, WIDTH)
 
 
-@pytest.mark.parametrize("kind", ["lsh", "full", "local", "full_standard"])
+@pytest.mark.parametrize("kind", ATTENTION_KINDS)
 @pytest.mark.parametrize("shape", [(1, SEQ), (BATCH, SEQ - 1)])
 def test_a_padding_mask_that_does_not_fit_is_a_value_error(
     kind: str, shape: tuple[int, ...], unchecked: None
@@ -191,5 +336,5 @@ def test_a_padding_mask_that_does_not_fit_is_a_value_error(
 
 
 def test_an_unknown_kind_is_a_value_error_that_names_the_kinds() -> None:
-    with pytest.raises(ValueError, match="kind='local': use one of lsh, full, random, knock_out"):
+    with pytest.raises(ValueError, match="kind='local': use one of lsh, full, oracle, random, knock_out"):
         Attending(kind="local")

@@ -74,6 +74,11 @@ def test_the_band_is_the_look_back_in_tokens() -> None:
     assert options(n_chunks_before=3).band == 15
 
 
+def test_as_many_keys_as_the_chunks_before_and_after_show_in_all_rounds() -> None:
+    assert options(n_hashes=2, n_chunks_before=3).n_keys == 2 * 15
+    assert options(n_hashes=2, n_chunks_before=3, causal=False).n_keys == 2 * (15 + 5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrow_vectors_are_hashed_in_float32_even_under_autocast(dtype: torch.dtype) -> None:
     vectors = normal(BATCH, HEADS, SEQ, DIM).to(dtype)

@@ -4,30 +4,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from reformer import CrossPolytope
-from reformer.hashing.cross_polytope import nearest_signed_axis
+from reformer import CrossPolytope, lsh_attention
 from tests.reformer.helpers import BATCH, DIM, HEADS, SEQ, normal
 
 ROUNDS = 5
 
 
-def hashed(vectors: Tensor, n_buckets: int | tuple[int, int], *, seed: int = 3) -> Tensor:
+def hashed(
+    vectors: Tensor, n_buckets: int | tuple[int, int], *, seed: int = 3, data_rotation: bool = False
+) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return CrossPolytope()(vectors, n_hashes=ROUNDS, n_buckets=n_buckets, generator=generator)
+    family = CrossPolytope(data_rotation=data_rotation)
+    return family(vectors, n_hashes=ROUNDS, n_buckets=n_buckets, generator=generator)
 
 
 def rotation(columns: int, *, seed: int = 3) -> Tensor:
     """Hugging Face's draw: [heads, dim, rounds, rotation size // 2]."""
     return torch.randn(HEADS, DIM, ROUNDS, columns, generator=torch.Generator().manual_seed(seed))
-
-
-def test_the_nearest_signed_axis_is_the_argmax_over_both_signs() -> None:
-    p = normal(BATCH, HEADS, SEQ, 13)
-    assert torch.equal(nearest_signed_axis(p), torch.cat([p, -p], dim=-1).argmax(dim=-1))
-
-
-def test_the_nearest_signed_axis_of_one_column_is_its_sign() -> None:
-    assert nearest_signed_axis(torch.tensor([[2.0], [-2.0], [0.0]])).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("n_buckets", [2, 6, 16])
@@ -73,3 +66,42 @@ def test_at_right_angles_all_buckets_are_as_likely_as_each_other() -> None:
     for n_buckets in (2, 6, 16):
         predicted = CrossPolytope().collision_probability(math.pi / 2, n_buckets=n_buckets, dim=DIM)
         assert predicted == pytest.approx(1 / n_buckets, abs=1e-4)
+
+
+@pytest.mark.parametrize("seq", [2, 3, SEQ])
+def test_data_rotations_are_differences_of_two_vectors_of_the_sequence(seq: int) -> None:
+    vectors, columns = normal(BATCH, HEADS, seq, DIM), 3
+    ids = hashed(vectors, 2 * columns, data_rotation=True)
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randint(seq, (HEADS, ROUNDS, columns), generator=generator)
+    second = (first + torch.randint(1, seq, first.shape, generator=generator)) % seq
+    assert (first != second).all()
+    for b, h, r in ((0, 0, 0), (1, 2, 4)):
+        pairs = zip(first[h, r].tolist(), second[h, r].tolist(), strict=True)
+        rotation = torch.stack([vectors[b, h, two] - vectors[b, h, one] for one, two in pairs])
+        p = vectors[b, h] @ rotation.T
+        assert torch.equal(ids[b, h, r], torch.cat([p, -p], dim=-1).argmax(dim=-1))
+
+
+def test_data_rotations_make_a_bucket_depend_on_other_tokens() -> None:
+    assert not CrossPolytope(data_rotation=True).token_wise
+    vectors = normal(BATCH, HEADS, SEQ, DIM)
+    changed = torch.cat([vectors[:, :, :17], normal(BATCH, HEADS, SEQ - 17, DIM, seed=1)], dim=2)
+    before, after = (hashed(x, 16, data_rotation=True)[..., :17] for x in (vectors, changed))
+    assert (before != after).double().mean() > 0.2
+
+
+def test_a_sequence_of_one_vector_has_no_differences_and_one_bucket() -> None:
+    assert hashed(normal(BATCH, HEADS, 1, DIM), 16, data_rotation=True).unique().tolist() == [0]
+
+
+def test_strict_causality_refuses_data_rotations_and_the_others_take_them() -> None:
+    qk = normal(BATCH, HEADS, SEQ, DIM)
+    settings = {"n_hashes": 2, "chunk_length": 5, "hashing": CrossPolytope(data_rotation=True)}
+    says = r"hashing=CrossPolytope\(data_rotation=True\): .* 'strict' forbids; use .* or causality='bucket'"
+    with pytest.raises(ValueError, match=says):
+        lsh_attention(qk, qk, **settings)
+    for allowed in ({"causality": "bucket"}, {"causality": "published"}, {"causal": False}):
+        assert lsh_attention(qk, qk, **settings, **allowed).isfinite().all()
+    ids = torch.zeros(BATCH, HEADS, 2, SEQ, dtype=torch.int64)
+    assert lsh_attention(qk, qk, **settings, buckets=ids).isfinite().all()
