@@ -89,7 +89,7 @@ def after_an_edit(copied: Checkout, tmp_path: Path) -> tuple[Done, set[str]]:
 @pytest.mark.parametrize(
     ("line", "worse", "metric"),
     [
-        ("self.activation(self.wide(x))", "self.activation(self.wide(x).clone())", "operators"),
+        ("self._activate(self.wide(x))", "self._activate(self.wide(x).clone())", "operators"),
         ("x, length=self.chunk_length", "x.exp().log(), length=self.chunk_length", "saved_bytes"),
     ],
     ids=["one copy more", "more kept for backward"],
