@@ -138,7 +138,7 @@ def hash_function(
     def hash_tokens(
         qk: Float[Tensor, "batch heads seq dim"], positions: Int[Tensor, "#batch seq"]
     ) -> Int[Tensor, "batch heads n_hashes seq"]:
-        with torch.no_grad(), torch.autocast(qk.device.type, enabled=False):
+        with torch.autocast(qk.device.type, enabled=False):
             return drawn(_as_hashed(qk), positions)
 
     return hash_tokens

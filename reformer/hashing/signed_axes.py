@@ -20,10 +20,10 @@ def n_axes(n_buckets: Buckets) -> int:
 
 def bucket_ids(coordinates: Float[Tensor, "*rows axes"], *, n_buckets: Buckets) -> Int[Tensor, "*rows"]:
     """The nearest signed axis of each factor's block, as digits of a number, the first factor fastest."""
-    ids = torch.zeros(coordinates.shape[:-1], dtype=torch.int64, device=coordinates.device)
-    stride = 1
-    for block in coordinates.split(halves(n_buckets), dim=-1):
-        ids += stride * nearest_signed_axis(block)
+    first, *others = coordinates.split(halves(n_buckets), dim=-1)
+    ids, stride = nearest_signed_axis(first), 2 * first.shape[-1]
+    for block in others:
+        ids = ids.add(nearest_signed_axis(block), alpha=stride)
         stride *= 2 * block.shape[-1]
     return ids
 

@@ -168,8 +168,8 @@ def test_so_it_does_after_training_forwards_moved_the_hash_draw() -> None:
     assert_all_close([logits], [model(tokens)[:, 19:]], tolerance=1e-9)
 
 
-def test_so_it_does_in_rows_that_stop_being_equally_long_nowhere_near_a_chunk() -> None:
-    """A long decode, in which stores are cleared out many times and rings go round."""
+def test_so_it_does_over_many_chunks() -> None:
+    # Stores are cleared out many times, and rings go round.
     length = 311
     model = model_of(max_length=length, n_hashes=2, n_buckets=4, chunk_length=3, local_chunk_length=5)
     tokens = small_tokens(length)
