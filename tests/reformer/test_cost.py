@@ -112,7 +112,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 for family, n_buckets in {
     CrossPolytope(): 512,
-    CrossPolytope(data_rotation=True): 128,
+    CrossPolytope(data_rotation=True): 512,
     HadamardCrossPolytope(): 512,
     Hyperplane(): 2**16,
     OrthogonalHyperplane(): 2**16,
