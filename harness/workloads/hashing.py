@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from harness.record import Measurement, Outcome, Sample
 from harness.workloads.session import Session, open_session, stream_seed
 from harness.workloads.workload import Workload
-from reformer import HashFamily, ReformerConfig, full_attention
-from reformer.attention.modules import SharedQueryKeyAttention, split_heads
-from reformer.attention.options import LSHOptions, hash_vectors
+from reformer import HashFamily, ReformerLM, full_attention
+from reformer.attention.modules import Attending, AttentionCall, SharedQueryKeyAttention
+from reformer.attention.options import LSHOptions
 from reformer.attention.reference import times_shown
 from reformer.hashing import Buckets, buckets
-from reformer.randomness import generator
 
 if TYPE_CHECKING:
     from harness.spec import TrialSpec
@@ -145,8 +144,7 @@ def _on_a_model(spec: TrialSpec, *, sequences: int) -> list[Sample]:
     if not queries:
         return []
     by_seed = [
-        _mechanism(queries, config=session.model.config, hash_seed=hash_seed)
-        for hash_seed in spec.evaluate.hash_seeds
+        _mechanism(session.model, queries, hash_seed=hash_seed) for hash_seed in spec.evaluate.hash_seeds
     ]
     return [
         Sample(metric=metric, unit=unit, values=tuple(found[metric] for found in by_seed))
@@ -154,19 +152,17 @@ def _on_a_model(spec: TrialSpec, *, sequences: int) -> list[Sample]:
     ]
 
 
+@torch.no_grad()
 def _mechanism(
-    queries: Mapping[int, Float[Tensor, "batch heads seq dim"]], *, config: ReformerConfig, hash_seed: int
+    model: ReformerLM, queries: Mapping[int, Float[Tensor, "batch heads seq dim"]], *, hash_seed: int
 ) -> dict[str, float]:
     """Recall and bucket balance under the buckets that the model itself would use: means over layers."""
+    config = model.config
+    call = AttentionCall(attending=Attending(kind="lsh", hash_seed=hash_seed))
     means = dict.fromkeys(_UNITS, 0.0)
-    for layer, qk in queries.items():
-        ids = hash_vectors(
-            qk,
-            hashing=config.hashing,
-            n_hashes=config.n_hashes,
-            n_buckets=config.bucket_count,
-            generator=generator(hash_seed, layer, 0),
-        )
+    for layer in _shared_layers(model):
+        qk = queries[layer.layer]
+        ids = layer.hash_into_buckets(qk, call=call)
         found = (
             recall(qk, ids, options=config.lsh_options()),
             *balance(ids, n_buckets=config.bucket_count),
@@ -181,23 +177,21 @@ def fresh_queries(session: Session, *, sequences: int) -> dict[int, Float[Tensor
     """The shared queries and keys of every layer that has some, on sequences of the task, by layer."""
     seen: dict[int, Tensor] = {}
 
-    def keep(layer: SharedQueryKeyAttention) -> Callable[[nn.Module, object, Tensor], None]:
-        def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            seen[layer.layer] = split_heads(output, heads=session.model.config.n_heads)
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, SharedQueryKeyAttention)
+        seen[layer.layer], _ = layer.project(*inputs)
 
-        return hook
-
-    handles = [
-        layer.query_key.register_forward_hook(keep(layer))
-        for layer in session.model.modules()
-        if isinstance(layer, SharedQueryKeyAttention)
-    ]
+    handles = [layer.register_forward_pre_hook(keep) for layer in _shared_layers(session.model)]
     batch = session.spec.task.training_batch(seed=session.spec.seed, step=0, batch_size=sequences)
     session.model.eval()
     session.model(torch.from_numpy(batch.tokens).to(session.device))
     for handle in handles:
         handle.remove()
     return seen
+
+
+def _shared_layers(model: ReformerLM) -> list[SharedQueryKeyAttention]:
+    return [module for module in model.modules() if isinstance(module, SharedQueryKeyAttention)]
 
 
 def recall(

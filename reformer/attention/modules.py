@@ -136,7 +136,7 @@ class SharedQueryKeyAttention(nn.Module):
         else:
             if buckets is None:
                 # Not compiled: every draw seeds a generator of its own.
-                buckets = uncompiled(self._hash)(qk, call=call).int()
+                buckets = uncompiled(self.hash_into_buckets)(qk, call=call).int()
             out = attend(qk, v, buckets=buckets, padding_mask=call.padding_mask, options=options)
         if call.caches is not None:
             self._fill(call.caches, qk, v, buckets=buckets, kind=kind, call=call, options=options)
@@ -161,15 +161,15 @@ class SharedQueryKeyAttention(nn.Module):
             return None
         return Random() if kind == "random" else (attending.hashing or self.config.hashing)
 
-    def _hash(
+    def hash_into_buckets(
         self, qk: Float[Tensor, "batch heads seq dim"], *, call: AttentionCall
     ) -> Int[Tensor, "batch heads n_hashes seq"]:
-        vectors = qk.detach()
+        """The ids of projected tokens in that pass, if it attends by hashing."""
         if self.training and self.config.hash_dropout > 0:
             # Not from the global stream, which a recompute on the same buckets could not follow.
             own = generator(self._hash_seed(call), self.layer, call.draw, _HASH_DROPOUT, device=qk.device)
-            vectors = dropout(vectors, self.config.hash_dropout, generator=own)
-        return hash_vectors(vectors, **self._hash_draw(call))
+            qk = dropout(qk.detach(), self.config.hash_dropout, generator=own)
+        return hash_vectors(qk, **self._hash_draw(call))
 
     def _hash_draw(self, call: AttentionCall) -> dict[str, Any]:
         """How the layer hashes in this pass, as keywords."""

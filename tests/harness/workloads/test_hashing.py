@@ -14,6 +14,7 @@ from harness.workloads.hashing import balance, collision_curve, fresh_queries, r
 from harness.workloads.session import open_session
 from reformer import CrossPolytope, HadamardCrossPolytope, HashFamily, Hyperplane, Random, Syndrome
 from reformer.attention.options import LSHOptions
+from reformer.attention.rotary import rotate
 from tests.harness.specs import trial_spec
 
 WORKLOAD = {"_target_": "harness.workloads.hashing.Hashing", "points": 5, "draws": 3000, "sequences": 2}
@@ -100,6 +101,7 @@ def test_queries_are_those_of_every_layer_of_a_fresh_model() -> None:
     found = fresh_queries(session, sequences=2)
     assert {layer: qk.shape for layer, qk in found.items()} == {1: (2, 2, 32, 8), 3: (2, 2, 32, 8)}
     assert not any(module._forward_hooks for module in session.model.modules())
+    assert not any(module._forward_pre_hooks for module in session.model.modules())
 
 
 def test_queries_are_the_projections_of_the_normed_embedding() -> None:
@@ -109,6 +111,15 @@ def test_queries_are_the_projections_of_the_normed_embedding() -> None:
     x = model.embedding(torch.from_numpy(batch.tokens)) + model.positions(32)
     expected = block.attention.query_key(block.attention_norm(x)).unflatten(-1, (2, 8)).transpose(1, 2)
     torch.testing.assert_close(fresh_queries(session, sequences=2)[0], expected)
+
+
+def test_queries_are_turned_by_their_position_where_the_model_turns_them() -> None:
+    session = open_session(trial_spec(model__positions="rotary"))
+    model, (block,) = session.model, session.model.blocks
+    batch = session.spec.task.training_batch(seed=0, step=0, batch_size=2)
+    x = model.embedding(torch.from_numpy(batch.tokens))
+    flat = block.attention.query_key(block.attention_norm(x)).unflatten(-1, (2, 8)).transpose(1, 2)
+    torch.testing.assert_close(fresh_queries(session, sequences=2)[0], rotate(flat))
 
 
 # Recall
