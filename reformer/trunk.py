@@ -121,6 +121,8 @@ class Trunk(nn.Module):
     ) -> Float[Tensor, "batch seq width"]:
         """The merged streams of tokens in the pass that `call` describes; no new hash draw.
 
+        Padding that the config's conventions ask for is appended, and left away again.
+
         Args:
             tokens: token ids, at most `max_length` of them a row.
             call: what attention is told, positions and caches of a decode among it.
@@ -128,7 +130,15 @@ class Trunk(nn.Module):
         Raises:
             ValueError: more tokens than `max_length`.
         """
-        return self._run_padded(tokens, call=call)
+        batch, seq = tokens.shape
+        missing = self._missing(seq)
+        if missing:
+            real = call.padding_mask
+            if real is None:
+                real = torch.ones(batch, seq, dtype=torch.bool, device=tokens.device)
+            tokens, call = F.pad(tokens, (0, missing)), replace(call, padding_mask=F.pad(real, (0, missing)))
+        joined = self._merge(self._embed(tokens, positions=call.positions), call=call)
+        return joined[:, :seq] if missing else joined
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The hash draw counter, so that a resumed training draws on."""
@@ -149,23 +159,9 @@ class Trunk(nn.Module):
         self._check_length(tokens.shape[1])
         # Compiled, it would be compiled again for every value of the counter.
         call = uncompiled(self._next_call)(padding_mask)
-        return self._run_padded(
+        return self.advance(
             tokens, call=replace(call, source=source, source_padding_mask=source_padding_mask)
         )
-
-    def _run_padded(
-        self, tokens: Int[Tensor, "batch seq"], *, call: AttentionCall
-    ) -> Float[Tensor, "batch seq width"]:
-        """Run behind padding that the config's conventions ask for, and leave it away again."""
-        batch, seq = tokens.shape
-        missing = self._missing(seq)
-        if missing:
-            real = call.padding_mask
-            if real is None:
-                real = torch.ones(batch, seq, dtype=torch.bool, device=tokens.device)
-            tokens, call = F.pad(tokens, (0, missing)), replace(call, padding_mask=F.pad(real, (0, missing)))
-        joined = self._merge(self._embed(tokens, positions=call.positions), call=call)
-        return joined[:, :seq] if missing else joined
 
     def _missing(self, seq: int) -> int:
         """Tokens of padding that transformers appends; none by our own conventions."""
