@@ -1,4 +1,4 @@
-"""What differs between devices: whether one is there, and waiting for it."""
+"""Devices and number types of a trial, and whether a device is there."""
 
 from __future__ import annotations
 
@@ -21,9 +21,3 @@ def check(device: str) -> None:
         raise ValueError(
             f"device=cuda: torch {torch.__version__} ({build} build) finds no GPU here; use device=cpu"
         )
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until everything that was launched on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
