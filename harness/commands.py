@@ -197,13 +197,18 @@ def rm_main(argv: Sequence[str]) -> int:
     """`harness rm STUDY`."""
     parser = parser_for(
         "rm",
-        description="Delete a study: its records, logs and report.",
+        description="Delete a study of the results folder: its records, logs and report.",
         examples=("harness rm mine", "harness rm mine --yes"),
     )
     parser.add_argument("study", metavar="STUDY")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     arguments = parser.parse_args(argv)
     study = open_study(arguments.results_dir, arguments.study)
+    if study.path.name != arguments.study or not _is_study(study):
+        raise UsageError(
+            f"rm {arguments.study}: deletes studies of {arguments.results_dir} by name, and folders with "
+            "records or a study.json only"
+        )
     running = _running(study)
     if running:
         raise UsageError(
@@ -218,6 +223,12 @@ def rm_main(argv: Sequence[str]) -> int:
         raise UsageError(f"cannot delete {study.path}: {error.strerror}") from error
     print(f"deleted {study.path}")
     return EXIT_OK
+
+
+def _is_study(study: Study) -> bool:
+    """Whether somebody wrote it as one: a folder of another kind may have a `trials` in it too."""
+    records, _ = study.scan()
+    return bool(records or study.read_info())
 
 
 def _running(study: Study) -> int:

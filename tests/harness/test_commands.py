@@ -101,6 +101,26 @@ def test_rm_without_asking_and_of_nothing(shell: Shell) -> None:
     assert shell("rm", "default", "--yes").code == 2
 
 
+@pytest.mark.parametrize("name", ["precious", "results/precious", "./precious"])
+def test_rm_spares_what_is_no_study_of_the_results_folder(name: str, shell: Shell) -> None:
+    for folder in (shell.folder / "precious", shell.folder / "results" / "precious"):
+        (folder / "trials").mkdir(parents=True)
+        (folder / "thesis.tex").touch()
+    result = shell("rm", name, "--yes")
+    assert result.code == 2
+    assert len(result.complaint.splitlines()) == 1
+    assert len(list(shell.folder.rglob("thesis.tex"))) == 2
+
+
+def test_rm_spares_published_studies(shell: Shell) -> None:
+    shell.fake("run", "study=pub")
+    published = shell.folder / "results" / "reference" / "pub"
+    published.parent.mkdir()
+    (shell.folder / "results" / "pub").rename(published)
+    assert shell("rm", "results/reference/pub", "--yes").code == 2
+    assert published.exists()
+
+
 def test_rm_spares_a_study_that_is_running(shell: Shell) -> None:
     shell.fake("run")
     with claimed(shell.study(), "abc", timeout_s=None):
