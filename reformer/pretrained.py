@@ -61,6 +61,9 @@ _DEFAULTS: Mapping[str, Any] = {
 def load_pretrained(directory: Path | str, *, n_buckets: Buckets | None = None) -> Model:
     """A Reformer of Hugging Face transformers, with the same logits.
 
+    The bias of a language model's head counts, as in transformers 4 and from 5.24 on; 5.0 to 5.23 carry one
+    along without adding it.
+
     Args:
         directory: with `config.json` and the weights as safetensors, or pickled (read without running code).
         n_buckets: of models whose config leaves `num_buckets` open: transformers fixes it by the first input
@@ -88,9 +91,10 @@ def load_pretrained(directory: Path | str, *, n_buckets: Buckets | None = None) 
     names = _weight_names(config)
     for ours in state:
         theirs = names[ours]
-        if theirs.name not in weights:
+        found = weights.get(theirs.name, weights.get(theirs.other or theirs.name))
+        if found is None:
             raise ValueError(f"{theirs.name}: not among the weights in {folder}")
-        value = theirs.read(weights[theirs.name])
+        value = theirs.read(found)
         if value.shape != state[ours].shape:
             raise ValueError(
                 f"{theirs.name} of shape {tuple(value.shape)}: the config asks for {tuple(state[ours].shape)}"
@@ -102,6 +106,8 @@ def load_pretrained(directory: Path | str, *, n_buckets: Buckets | None = None) 
 
 def save_pretrained(model: Model, directory: Path | str) -> None:
     """Write a directory that transformers reads, with the same logits there.
+
+    Where the bias of a language model's head is not zero, this needs transformers 5.24: 5.0 to 5.23 add none.
 
     Args:
         model: what to write.
@@ -118,7 +124,11 @@ def save_pretrained(model: Model, directory: Path | str) -> None:
     weights = {}
     for ours, value in model.state_dict().items():
         if isinstance(value, Tensor):
-            weights[names[ours].name] = names[ours].write(value.detach().cpu()).contiguous()
+            theirs = names[ours]
+            for name in filter(None, (theirs.name, theirs.other)):
+                weights[name] = theirs.write(value.detach().cpu()).clone(
+                    memory_format=torch.contiguous_format
+                )
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / _WEIGHTS, metadata={"format": "pt"})
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -222,11 +232,6 @@ def config_to_transformers(model: Model) -> dict[str, Any]:
     kinds = {config.kind(layer) for layer in range(config.n_layers)}
     if not kinds <= {"lsh", "local"}:
         _refuse("layers", config.layers, "use lsh and local layers")
-    bias = getattr(model.head.projection, "bias", None)
-    if not isinstance(model, ReformerClassifier) and bias is not None and bool(bias.detach().any()):
-        raise ValueError(
-            "head.projection.bias: transformers 5 adds none to its logits; zero it, or train without"
-        )
     n_buckets = config.bucket_count
     axial = config.positions == "axial"
     fields: dict[str, Any] = {
@@ -269,9 +274,17 @@ def config_to_transformers(model: Model) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Weight:
-    """What a parameter of ours is called there, and how its values are laid out."""
+    """What a parameter of ours is called there, and how its values are laid out.
+
+    Attributes:
+        name: its name there.
+        other: a second name, which some versions of theirs read and others leave out of their files.
+        read: their values in our shape.
+        write: our values in theirs.
+    """
 
     name: str
+    other: str | None = None
     read: Callable[[Tensor], Tensor] = lambda value: value
     write: Callable[[Tensor], Tensor] = lambda value: value
 
@@ -300,8 +313,8 @@ def _weight_names(config: ReformerConfig) -> dict[str, _Weight]:
     }  # fmt: skip
     for ours, theirs in head.items():
         names[f"head.{ours}.weight"] = _Weight(name=f"{theirs}.weight")
-        bias = "lm_head.bias" if theirs == "lm_head.decoder" else f"{theirs}.bias"
-        names[f"head.{ours}.bias"] = _Weight(name=bias)
+        other = "lm_head.bias" if theirs == "lm_head.decoder" else None
+        names[f"head.{ours}.bias"] = _Weight(name=f"{theirs}.bias", other=other)
     for layer in range(config.n_layers):
         for ours, theirs in _BLOCK.items():
             names[f"blocks.{layer}.{ours}"] = _Weight(name=f"reformer.encoder.layers.{layer}.{theirs}")
