@@ -197,7 +197,7 @@ def _typed(values: list[Level]) -> pd.Series[Any]:
         return pd.Series(values, dtype=object)
     if present == {bool}:
         return pd.Series(values, dtype="boolean" if missing else bool)
-    if present == {int}:
+    if present == {int} and all(abs(value) < 2**63 for value in values if isinstance(value, int)):
         return pd.Series(values, dtype="Int64" if missing else "int64")
     if present <= {int, float}:
         return pd.Series(values, dtype=float)

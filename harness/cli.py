@@ -33,12 +33,24 @@ if TYPE_CHECKING:
     from harness.plan import Plan
 
 _CONFIG_NAME = "config"
+#: Those of Hydra that are written `--flag=VALUE`, and ours.
+_FLAGS_WITH_VALUE = (
+    "--cfg",
+    "--package",
+    "--config-path",
+    "--config-name",
+    "--config-dir",
+    "--info",
+    "--specs",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what a user got wrong is one line on standard error."""
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except HarnessError as error:
         wording.complain(str(error))
         return error.exit_code
@@ -46,9 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         wording.complain("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough; the interpreter's last flush must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # Whoever read our output has seen enough.
+        _drop_output()
         return EXIT_FAILED
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        _drop_output()
+        wording.complain(f"cannot write the output: {error.strerror}")
+        return EXIT_FAILED
+
+
+def _drop_output() -> None:
+    """Let the interpreter's last flush go nowhere, so that it does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -245,14 +268,25 @@ def _parse(argv: Sequence[str], *, command: str) -> argparse.Namespace:
     parser.prog = f"harness {command}"
     if command == "plan":
         parser.add_argument("--specs", metavar="FILE")
+    _refuse_dashed(argv)
     options = parser.parse_intermixed_args(list(argv))
     if options.experimental_rerun or options.hydra_help:
-        raise UsageError("--experimental-rerun and --hydra-help do not work here")
+        raise UsageError(
+            "--experimental-rerun and --hydra-help do not work here; 'harness run --help' tells what does"
+        )
     if options.resolve and not options.cfg:
         raise UsageError("--resolve goes with --cfg")
     options.command = command
     options.words = list(argv)
     return options
+
+
+def _refuse_dashed(argv: Sequence[str]) -> None:
+    """Hydra's parser would take `--experiment=quick` for the beginning of a flag of its own."""
+    for word in argv:
+        key, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("--") and equals and f"--{key}" not in _FLAGS_WITH_VALUE:
+            raise UsageError(f"{word}: settings are typed without dashes: {key}={value}")
 
 
 @contextmanager

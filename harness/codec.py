@@ -30,6 +30,8 @@ OUTSIDE_SPEC = (
     "timeout_s",
 )
 TARGET = "_target_"
+#: Tables keep integers in 64 bits.
+_LARGEST = 2**63 - 1
 #: Nothing else is ever imported from a config, unless the environment variable below names its prefix.
 ALLOWED_PREFIXES = ("reformer.", "harness.")
 ALLOW_VARIABLE = "HARNESS_ALLOW_TARGETS"
@@ -112,6 +114,8 @@ def _decode_tuple(value: Any, kinds: tuple[Any, ...], path: str) -> tuple[Any, .
 
 
 def _decode_scalar(value: Any, kind: Any, path: str) -> Any:
+    if type(value) is int and abs(value) > _LARGEST:
+        raise SpecError(f"{path}={_shown(value)}: no integer of 64 bits; use at most {_LARGEST}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind or (kind is float and not math.isfinite(value)):

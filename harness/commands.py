@@ -113,7 +113,10 @@ def show_main(argv: Sequence[str]) -> int:
     study, trial_id = _find_trial(arguments.trial, arguments.results_dir, arguments.study)
     path = study.record_path(trial_id)
     if arguments.json:
-        print(path.read_text(encoding="utf-8", errors="replace"), end="")
+        try:
+            print(path.read_text(encoding="utf-8", errors="replace"), end="")
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
         return EXIT_OK
     try:
         record = study.read(trial_id)
@@ -178,6 +181,9 @@ def _repeating_command(study: Study, record: TrialRecord) -> str:
     if overrides is None:
         return ""
     settings = [word for word in overrides if word.partition("=")[0] not in _PLACED_ANEW]
+    if any(word.startswith("experiment=") for word in settings):
+        # The levels that are typed hold for every product of the experiment, so that several cells remain.
+        settings.append(f"hydra.sweeper.only=['{record.trial_id}']")
     return shlex.join(
         [
             "harness",
@@ -204,6 +210,10 @@ def rm_main(argv: Sequence[str]) -> int:
     parser.add_argument("--yes", action="store_true", help="do not ask")
     arguments = parser.parse_args(argv)
     study = open_study(arguments.results_dir, arguments.study)
+    if study.path.is_symlink():
+        raise UsageError(
+            f"{study.path} is a link to {study.path.resolve()}; delete the link or that folder yourself"
+        )
     if study.path.name != arguments.study or not _is_study(study):
         raise UsageError(
             f"rm {arguments.study}: deletes studies of {arguments.results_dir} by name, and folders with "

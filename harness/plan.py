@@ -11,7 +11,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,8 @@ class Placement:
         if rerun not in RERUN:
             raise UsageError(f"rerun={rerun} is none of {', '.join(RERUN)}")
         results_dir = Path.cwd() / _word("results_dir", settings["results_dir"])
+        if results_dir.exists() and not results_dir.is_dir():
+            raise UsageError(f"results_dir={settings['results_dir']}: it is a file, not a folder")
         return cls(
             study=study_at(results_dir, _word("study", settings["study"])),
             experiment=_word("experiment", settings["experiment"]),
@@ -161,6 +163,18 @@ class Plan:
     def to_run(self) -> tuple[PlannedTrial, ...]:
         """What has to run, in randomised complete blocks."""
         return in_blocks(trial for trial in self.trials if trial.wanted)
+
+    def narrowed_to(self, ids: Sequence[str]) -> Plan:
+        """The plan of the trials whose ids begin so.
+
+        Raises:
+            UsageError: no trial of the sweep has such an id.
+        """
+        for start in ids:
+            if not any(trial.trial_id.startswith(start) for trial in self.trials):
+                raise UsageError(f"hydra.sweeper.only: no trial of this sweep has the id {start}")
+        trials = tuple(trial for trial in self.trials if trial.trial_id.startswith(tuple(ids)))
+        return replace(self, trials=trials, duplicates=0)
 
     def counts(self) -> dict[str, int]:
         """How many trials are in each state."""

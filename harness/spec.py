@@ -15,6 +15,8 @@ from reformer.config import ATTENTION_KINDS
 from reformer.hashing import Buckets
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
+#: More than any machine has; the runtime of torch dies of far more.
+MOST_THREADS = 1024
 CONTROLS = ("full", "oracle", "random", "knock_out")
 
 
@@ -188,6 +190,8 @@ class TrialSpec:
         _one_of("dtype", self.dtype, tuple(DTYPES))
         if self.threads < 1:
             raise ValueError(f"threads={self.threads}: must be at least 1")
+        if self.threads > MOST_THREADS:
+            raise ValueError(f"threads={self.threads}: must be at most {MOST_THREADS}")
         for name in ("seed", "repeat"):
             if not 0 <= getattr(self, name) < 2**31:
                 raise ValueError(f"{name}={getattr(self, name)}: give 0 ≤ {name} < 2**31")

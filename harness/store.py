@@ -115,12 +115,17 @@ class Study:
         write_atomically(path, to_json(record) + "\n")
 
     def read_info(self) -> dict[str, Any]:
-        """The content of `study.json`; empty if it is missing or torn."""
+        """What `study.json` says, without parts that cannot be read; empty if it is missing or torn."""
         try:
             info = json.loads((self.path / "study.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return info if isinstance(info, dict) else {}
+        if not isinstance(info, dict):
+            return {}
+        return {
+            key: _lists_by_name(value) if key in ("factors", "overrides") else value
+            for key, value in info.items()
+        }
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         write_atomically(self.path / "study.json", json.dumps(info, indent=1) + "\n")
@@ -134,10 +139,21 @@ class Study:
             old = from_json(path.read_text(encoding="utf-8"))
             name = f"{path.stem}.{old.code}.{re.sub(r'[^0-9A-Za-z]', '', old.started_at)}.json"
         except (RecordError, UnicodeDecodeError):
-            name = f"{path.stem}.unreadable.json"
+            name = f"{path.stem}.unreadable.{secrets.token_hex(4)}.json"
         folder = self.trials / "superseded"
         folder.mkdir(exist_ok=True)
         os.replace(path, folder / name)
+
+
+def _lists_by_name(value: object) -> dict[str, list[str]]:
+    """Levels by key, or words by trial, without what is neither."""
+    if not isinstance(value, Mapping):
+        return {}
+    return {
+        str(name): [str(entry) for entry in entries]
+        for name, entries in value.items()
+        if isinstance(entries, list)
+    }
 
 
 def study_at(results_dir: Path, name: str) -> Study:

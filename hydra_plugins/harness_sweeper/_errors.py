@@ -35,13 +35,21 @@ def explain(error: BaseException, *, loader: ConfigLoader, config_name: str, ove
         overrides: the command line, to tell which keys there are under the options it chooses.
     """
     if isinstance(error, OverrideParseException):
+        if error.override in loader.get_group_options("experiment"):
+            return f"cannot read {error.override!r}; did you mean experiment={error.override}?"
         return _unreadable(error)
+    unnamed = next((line for line in overrides if line.startswith("=")), None)
+    if unnamed is not None:
+        return f"cannot read {unnamed!r}: the key is missing; write KEY=VALUE"
     if isinstance(error, MissingConfigException) and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return wording.unknown_option(group, option, list(error.options))
     if type(error) is ValueError:
         return _odd_option(loader, overrides) or wording.one_line(str(error))
     found = _UNKNOWN_KEY.match(str(error))
+    anything: Any = loader
+    if found and anything.repository.group_exists(found[1]):
+        return f"{found[1]}: the group takes no part in a run; leave it out"
     if found:
         return wording.unknown_key(found[1], known_keys(loader, config_name, overrides))
     if isinstance(error.__cause__, OmegaConfBaseException):
@@ -83,7 +91,12 @@ def _unreadable(error: OverrideParseException) -> str:
     reason = str(error).removeprefix(f"Error parsing override '{error.override}'")
     reason = reason.split("See https")[0].strip()
     if reason.startswith("LexerNoViableAltException"):
-        reason = "there is a character that does not belong"
+        odd = re.search(r"[^\x20-\x7e]", error.override)
+        reason = (
+            f"the character {odd[0]!r} does not belong there"
+            if odd
+            else "there is a character that does not belong"
+        )
     return f"cannot read {error.override!r}: {reason}; write KEY=VALUE, and put odd values in quotes"
 
 

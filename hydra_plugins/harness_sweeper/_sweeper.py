@@ -43,11 +43,13 @@ class HarnessSweeperConf:
     Args:
         params: keys and their levels, as one would type them; the sweep is their product.
         also: further products of the same kind, run into the same study.
+        only: the trials that are meant, by their ids or how these begin; all if there are none.
     """
 
     _target_: str = "hydra_plugins.harness_sweeper._sweeper.HarnessSweeper"
     params: dict[str, str] = field(default_factory=dict)
     also: list[dict[str, Any]] = field(default_factory=list)
+    only: list[str] = field(default_factory=list)
 
 
 ConfigStore.instance().store(
@@ -58,7 +60,13 @@ ConfigStore.instance().store(
 class HarnessSweeper(Sweeper):
     """Plans a sweep over cells and hands what has to run to the launcher."""
 
-    def __init__(self, params: Mapping[str, str], also: Sequence[Mapping[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        params: Mapping[str, str],
+        also: Sequence[Mapping[str, Any]] = (),
+        only: Sequence[str] = (),
+    ) -> None:
+        self.only = tuple(only)
         self.products = [
             {key: "null" if levels is None else str(levels) for key, levels in product.items()}
             for product in (params, *also)
@@ -97,7 +105,7 @@ class HarnessSweeper(Sweeper):
             [{} if cell.config is None else cell.config for cell in cells], check_device=check_device
         )
         placement = placement_of(self.config)
-        return make_plan(
+        plan = make_plan(
             cells,
             [_with_error(cell, result) for cell, result in zip(cells, decoded, strict=True)],
             placement=placement,
@@ -105,6 +113,7 @@ class HarnessSweeper(Sweeper):
             code=code_fingerprint(),
             made_at=made_at,
         )
+        return plan.narrowed_to(self.only) if self.only else plan
 
     def launch(self, plan: Plan) -> list[JobReturn]:
         """Run what the plan wants, through whatever launcher is configured."""

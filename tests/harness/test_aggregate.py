@@ -55,6 +55,11 @@ def test_mixed_and_missing_levels():
     assert trials["model.axial_shape"].isna().tolist() == [True, False, True]
 
 
+def test_integers_of_more_than_64_bits_in_records_from_elsewhere():
+    records = [factory.record({"seed": 0}, threads=threads) for threads in (1, 10**23)]
+    assert aggregate.table(records, study="s")["threads"].tolist() == [1.0, 1e23]
+
+
 def test_a_swept_group_that_is_no_field_is_a_column():
     records = [
         replace(factory.record({"seed": 0}), cell={"model": name, "seed": 0}) for name in ("tiny", "small")

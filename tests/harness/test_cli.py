@@ -301,6 +301,12 @@ def test_a_server_that_cannot_start_is_one_line(fresh_shell: Shell, monkeypatch:
         (["attention.n_hashes=1,2"], "attention.n_hashes=1,2 holds several values: add -m"),
         (["attention.n_hashes=[1"], "cannot read 'attention.n_hashes=[1': no viable alternative"),
         (["task"], "cannot read 'task': missing EQUAL"),
+        (["quick"], "cannot read 'quick'; did you mean experiment=quick?"),
+        (["--experiment=quick"], "--experiment=quick: settings are typed without dashes: experiment=quick"),
+        (["=3"], "cannot read '=3': the key is missing; write KEY=VALUE"),
+        (["study=é"], "cannot read 'study=é': the character 'é' does not belong there"),
+        (["gate=ci"], "gate: the group takes no part in a run; leave it out"),
+        (["threads=100000"], "threads=100000: must be at most 1024"),
         (["a b"], "cannot read 'a b': there is a character that does not belong"),
         (["train.lr=${foo}"], "train.lr: Interpolation key 'foo' not found"),
         (["attention.chunk_length=0"], "chunk_length=0"),
@@ -344,6 +350,11 @@ def test_cuda_without_a_gpu(shell: Shell) -> None:
 def test_a_results_folder_that_cannot_be_written(shell: Shell) -> None:
     (shell.folder / "file").write_text("")
     result = shell.fake("run", f"results_dir={shell.folder / 'file'}")
+    assert result.code == 2
+    assert f"results_dir={shell.folder / 'file'}: it is a file, not a folder" in result.complaint
+    (shell.folder / "results").mkdir(mode=0o500)
+    (shell.folder / "results" / "default").symlink_to("/proc/self")
+    result = shell.fake("run")
     assert result.code == 2
     assert "cannot write to" in result.complaint
     assert "results_dir=PATH" in result.complaint
@@ -575,6 +586,14 @@ def test_a_reader_that_goes_away_is_no_error(shell: Shell) -> None:
 
 
 @pytest.mark.slow
+def test_a_full_disk_behind_the_output_is_one_line(shell: Shell) -> None:
+    with Path("/dev/full").open("w") as full:
+        argv = [sys.executable, "-m", "harness", "list", "tasks"]
+        done = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "harness: cannot write the output: No space left on device\n"
+
+
 def test_joblib_runs_several_at_once_and_prints_the_same(shell: Shell) -> None:
     process = start(shell, "-m", "seed=0,1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     out, err = process.communicate(timeout=120)

@@ -216,6 +216,8 @@ def test_a_missing_key_is_told_with_its_path(path: str) -> None:
         ("attention__n_hashes", None, "null: must be an integer"),
         ("attention__n_hashes", [1, 2], "[1, 2]: must be an integer"),
         ("attention__n_hashes", {"a": 1}, '{"a": 1}: must be an integer'),
+        ("attention__n_hashes", 2**63, f"{2**63}: no integer of 64 bits; use at most {2**63 - 1}"),
+        ("train__lr", 2**63, f"{2**63}: no integer of 64 bits; use at most {2**63 - 1}"),
         ("seed", 0.0, "0.0: must be an integer"),
         ("threads", "all", '"all": must be an integer'),
         ("train__lr", "fast", '"fast": must be a number'),

@@ -9,7 +9,7 @@ import pytest
 
 from harness import commands
 from harness.claims import claimed
-from tests.harness.conftest import Shell
+from tests.harness.conftest import FAKE_CONF, Shell
 
 
 def test_list_of_nothing(shell: Shell) -> None:
@@ -50,6 +50,20 @@ def test_show_tells_outcome_log_and_the_command_that_repeats_it(shell: Shell) ->
     assert words[:3] == ["harness", "run", "workload=fake"]
     again = shell.fake("run", *words[3:])
     assert "1 trial (1 failed), 1 to run" in again.out
+
+
+def test_the_repeating_command_of_a_union_means_one_trial(shell: Shell) -> None:
+    shell.fake("run", "experiment=fake_union", "workload.seconds=0.1", "threads=1")
+    records = shell.records("fake_union")
+    assert len({record.cell["task"] for record in records}) == 2
+    for record in records:
+        (line,) = [
+            line for line in shell("show", record.trial_id).out.splitlines() if line.startswith("repeat")
+        ]
+        words = shlex.split(line.removeprefix("repeat"))
+        plan = shell("plan", "-cd", FAKE_CONF, *words[2:])
+        assert "1 trial (1 done), 1 to run" in plan.out
+        assert record.trial_id in plan.out
 
 
 def test_show_as_json(shell: Shell) -> None:
@@ -110,6 +124,15 @@ def test_rm_spares_what_is_no_study_of_the_results_folder(name: str, shell: Shel
     assert result.code == 2
     assert len(result.complaint.splitlines()) == 1
     assert len(list(shell.folder.rglob("thesis.tex"))) == 2
+
+
+def test_rm_spares_what_a_link_leads_to(shell: Shell) -> None:
+    shell.fake("run")
+    shell.study("link").path.symlink_to(shell.study().path)
+    result = shell("rm", "link", "--yes")
+    assert result.code == 2
+    assert "is a link to" in result.complaint
+    assert shell.records()
 
 
 def test_rm_spares_published_studies(shell: Shell) -> None:

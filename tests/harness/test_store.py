@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 
@@ -62,8 +63,11 @@ def test_a_replaced_record_is_kept_aside(study: Study) -> None:
     study.write(record("a", code="new"))
     study.record_path("a").write_text("{")
     study.write(record("a"))
+    study.record_path("a").write_text("{{")
+    study.write(record("a"))
     names = sorted(path.name for path in (study.trials / "superseded").iterdir())
-    assert names == ["a.old.20260101T0000000000.json", "a.unreadable.json"]
+    assert names[0] == "a.old.20260101T0000000000.json"
+    assert len([name for name in names if name.startswith("a.unreadable.")]) == len(names) - 1 == 2
     assert len(study.scan()[0]) == 1
 
 
@@ -146,3 +150,13 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot write to .*results_dir=PATH"):
         Study(tmp_path / "file" / "mine").create()
+
+
+@pytest.mark.parametrize(
+    "info", [[], 3, {"factors": 3, "overrides": "x"}, {"factors": {"a": 1}, "overrides": {"b": None}}]
+)
+def test_a_foreign_study_file_says_nothing(study: Study, info: object) -> None:
+    study.create()
+    (study.path / "study.json").write_text(json.dumps(info))
+    found = study.read_info()
+    assert not any(found.get(key) for key in ("factors", "overrides"))

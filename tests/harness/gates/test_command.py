@@ -152,6 +152,7 @@ class TestUsage:
             (["base", "--baseline", "ci", "--config", "none"], "no margins 'none' in .*; there: ci"),
             (["base"], "--baseline"),
             (["base", "--baseline", "ci", "--json", "/proc/none/x.json"], "cannot write /proc/none/x.json"),
+            (["base", "--baseline", "ci", "--json", "."], "cannot write .: Is a directory"),
         ],
     )
     def test_one_line_and_exit_code_2(self, results, capsys, arguments, complaint):
