@@ -28,7 +28,9 @@ check: $(STAMP)  ## format, lint, types, architecture
 	$(BIN)/lint-imports
 
 test: $(STAMP)  ## the tests, in less than ten minutes on two cores
-	$(BIN)/python -m pytest -q -m 'not slow and not cuda' -p no:benchmark
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slow and not cuda' -p no:benchmark \
+	  -n 2 --dist loadfile --ignore tests/end_to_end
+	$(BIN)/python -m pytest -q -m 'not slow and not cuda' -p no:benchmark tests/end_to_end
 
 test-slow: $(STAMP)  ## the slow ones
 	$(BIN)/python -m pytest -q -m 'slow and not cuda' -p no:benchmark

@@ -16,6 +16,7 @@ from harness.gates import outputs
 from harness.gates.baseline import Side, open_side, side_of_study
 from harness.gates.compare import Comparison, compare
 from harness.gates.margins import read_margins
+from harness.metrics.quality import FLOORS, LEARNED
 from harness.paths import conf_dir
 
 _EXITS = """
@@ -137,11 +138,29 @@ def _hints(comparison: Comparison, *, current: Side, baseline: Side, timing: boo
         hints.append("Inconclusive: the interval reaches past what counts as equal; more seeds narrow it.")
     if "improved" in found and comparison.exit_code == 0:
         hints.append(f"Improved: keep it with {again}")
+    unlearned = _unlearned(current, baseline)
+    if unlearned:
+        hints.append(
+            f"{unlearned} of {len(current.trials)} trials are no better than chance or the majority on "
+            "both sides: a fall of their accuracy cannot show. Train them longer, or on something easier."
+        )
     if timing:
         hints.append(
             "Times decide, though the two sides were not interleaved: the machine may have changed between."
         )
     return [*hints, ""] if hints else []
+
+
+def _unlearned(current: Side, baseline: Side) -> int:
+    """How many trials have learned nothing on both sides."""
+    before = {(trial.key, trial.replicate): trial.metrics.get("accuracy", 1.0) for trial in baseline.trials}
+    count = 0
+    for trial in current.trials:
+        floors = [trial.metrics[name] for name in FLOORS if name in trial.metrics]
+        if trial.quality == "accuracy" and floors:
+            best = max(trial.metrics.get("accuracy", 1.0), before.get((trial.key, trial.replicate), 1.0))
+            count += best <= max(floors) + LEARNED
+    return count
 
 
 def _baseline_name(side: Side) -> str:

@@ -10,6 +10,10 @@ from harness.record import At, TrialRecord
 
 #: Samples that become columns here.
 METRICS = frozenset({"correct", "scored", "nll_nats"})
+#: Accuracies that need no model.
+FLOORS = ("chance_accuracy", "majority_accuracy")
+#: An accuracy that is not this much above both has not been learned.
+LEARNED = 0.02
 QUALITIES = ("accuracy", "bits_per_byte")
 
 
@@ -30,7 +34,7 @@ def columns(record: TrialRecord) -> dict[str, float]:
     final = _final_loss(record)
     if final is not None:
         result["final_loss"] = final
-    for floor in ("chance_accuracy", "majority_accuracy"):
+    for floor in FLOORS:
         known = record.theory.get(floor)
         if isinstance(known, (int, float)):
             result[floor] = float(known)

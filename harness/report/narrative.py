@@ -11,6 +11,7 @@ import pandas as pd
 from harness.design import Design, by_task, design_of, level_texts, quality_column
 from harness.formatting import MINUS, cell_label, effect, interval, plain, ratio, short_name, signed, value
 from harness.metrics.catalogue import Metric, describe
+from harness.metrics.quality import FLOORS, LEARNED
 from harness.plots.pareto import Front
 from harness.record import STATUSES, TrialRecord
 from harness.store import Unreadable
@@ -28,8 +29,6 @@ _PHRASES = {
 }
 #: Ratios nearer to 1 than this are told as no difference: a tenth of a per cent is nobody's finding.
 _SAME = 0.001
-#: An accuracy that is not this much above guessing has not been learned.
-_LEARNED = 0.02
 #: What a machine is, as far as numbers depend on it.
 MACHINE = ("torch", "cpu_model", "cpu_capability", "device_name", "threads", "allocator", "mem_method")
 
@@ -186,7 +185,7 @@ def _control_lines(trials: pd.DataFrame) -> list[str]:
         return []
     floors = [
         f"{describe(name).label} is {value(float(done[name].mean()), metric=metric)}"
-        for name in ("chance_accuracy", "majority_accuracy")
+        for name in FLOORS
         if quality == "accuracy" and name in done.columns and done[name].notna().any()
     ]
     ending = f" ({', '.join(floors)})" if floors else ""
@@ -259,11 +258,11 @@ def _eval_sets(trials: pd.DataFrame, *, records: Sequence[TrialRecord]) -> list[
 
 def _near_floor(trials: pd.DataFrame, *, task: str) -> list[str]:
     """A model that has learned nothing says nothing on the quality of its settings."""
-    floors = [name for name in ("chance_accuracy", "majority_accuracy") if name in trials.columns]
+    floors = [name for name in FLOORS if name in trials.columns]
     if quality_column(trials) != "accuracy" or not floors:
         return []
     floor = trials[floors].max(axis="columns")
-    learned = trials["accuracy"] > floor + _LEARNED
+    learned = trials["accuracy"] > floor + LEARNED
     known = trials["accuracy"].notna() & floor.notna()
     count = int((known & ~learned).sum())
     if count == 0:

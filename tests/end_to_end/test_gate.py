@@ -87,18 +87,29 @@ def after_an_edit(copied: Checkout, tmp_path: Path) -> tuple[Done, set[str]]:
 
 
 @pytest.mark.parametrize(
-    ("line", "worse", "metric"),
+    ("path", "line", "worse", "metric"),
     [
-        ("self._activate(self.wide(x))", "self._activate(self.wide(x).clone())", "operators"),
-        ("x, length=self.chunk_length", "x.exp().log(), length=self.chunk_length", "saved_bytes"),
+        ("feed_forward", "self._activate(self.wide(x))", "self._activate(self.wide(x).clone())", "operators"),
+        (
+            "feed_forward",
+            "x, length=self.chunk_length",
+            "x.exp().log(), length=self.chunk_length",
+            "saved_bytes",
+        ),
+        (
+            "hashing/signed_axes",
+            "ids, stride = nearest_signed_axis(first)",
+            "ids, stride = nearest_signed_axis(first).mul(0)",
+            "accuracy",
+        ),
     ],
-    ids=["one copy more", "more kept for backward"],
+    ids=["one copy more", "more kept for backward", "all tokens in one bucket"],
 )
 def test_a_planted_regression_fails_the_gate(
-    copied: Checkout, tmp_path: Path, line: str, worse: str, metric: str
+    copied: Checkout, tmp_path: Path, path: str, line: str, worse: str, metric: str
 ) -> None:
     before_an_edit(copied, tmp_path)
-    copied.edit("reformer/feed_forward.py", line, worse)
+    copied.edit(f"reformer/{path}.py", line, worse)
     done, regressed = after_an_edit(copied, tmp_path)
     assert done.code == 1, done.out
     assert metric in regressed

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -54,6 +55,17 @@ class TestVerdicts:
         assert "PASS (exit 0): " in out
         assert "equivalent  4 cells  peak_alloc_bytes " in out
         assert "Times (shown, not judged" in out
+
+    def test_trials_that_learned_nothing_cannot_show_a_fall(self, results, capsys):
+        assert gate(results, "base", "--baseline", "ci") == 0
+        assert "no better than chance" not in capsys.readouterr().out
+        records = [
+            replace(entry, theory={**entry.theory, "chance_accuracy": 0.99})
+            for entry in factory.sweep(LEVELS)
+        ]
+        factory.store(results / "easy", records[:2])
+        gate(results, "easy", "--baseline", "ci")
+        assert "2 of 2 trials are no better than chance" in capsys.readouterr().out
 
     def test_a_planted_regression_fails(self, worse, capsys):
         assert gate(worse, "worse", "--baseline", "ci") == 1
