@@ -68,14 +68,17 @@ def _list_group(group: str) -> Callable[[Path], list[str]]:
 
 
 def _summary(path: Path) -> str:
-    """What a config file says it is: its first comment."""
+    """What a config file says it is: the first sentence of its first comment."""
+    words: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         text = line.lstrip("# ").strip()
-        if line.startswith("#") and not text.startswith("@package"):
-            return text
-        if line.strip() and not line.startswith("#"):
-            break
-    return ""
+        if not line.startswith("#") or not text:
+            if words or line.strip():
+                break
+        elif not text.startswith("@package"):
+            words.append(text)
+    sentence, end, _ = " ".join(words).partition(". ")
+    return sentence + end.strip()
 
 
 _LISTS: Mapping[str, Callable[[Path], list[str]]] = {

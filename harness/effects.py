@@ -44,6 +44,8 @@ class Effect:
     task: str
 
 
+#: What makes a step of one task larger than one of another.
+_SIZES = ("task.length", "train.batch_size")
 COLUMNS = tuple(Effect.__dataclass_fields__)
 
 
@@ -80,6 +82,8 @@ def effects(
     for factor in overall.factors:
         if factor.name == "task":
             keys = match_keys(trials, factor=factor, cell_keys=overall.cell_keys)
+            # Two tasks cost alike only where they are as long.
+            keys += [name for name in _SIZES if name in trials.columns and name not in keys]
             costs = [name for name in effect_columns() if describe(name).scale == "log_ratio"]
             found += _factor_effects(
                 trials, factor=factor, keys=keys, task="", names=costs, confidence=confidence, seed=seed

@@ -17,6 +17,7 @@ from harness.plots import style
 from harness.plots.plot import Plot
 from harness.plots.units import axis_label, in_axis_units
 from harness.statistics import from_first
+from harness.wording import counted
 
 #: More lines than this would be a grey wall: the rest is in the mean.
 _MAX_LINES = 100
@@ -53,19 +54,31 @@ def _draw(trials: pd.DataFrame, *, task: str, factor: Factor, keys: Sequence[str
         for axes, (name, cells) in zip(all_axes, tables.items(), strict=True)
     ]
     words = [describe(name).label for name in tables]
+    fractions = any(describe(name).unit == "fraction" for name in tables)
     return Plot(
         name=f"factor-{task}-{factor.name}",
         section="factors",
         task=task,
         title=f"{plain(factor.name, limit=60)} ({plain(task, limit=40)})",
         caption=(
-            f"Thin lines: trials equal in everything but {plain(factor.name, limit=60)}. Thick line: mean of "
-            f"the {min(complete)} cells measured at every level; bars: 95 % interval of the difference from "
-            f"{plain(factor.levels[0], limit=16)} within cells (none for a single cell)."
+            f"Thin lines: trials equal in everything but {plain(factor.name, limit=60)} (a cell). "
+            f"{_thick_line(min(complete), first=plain(factor.levels[0], limit=16), fractions=fractions)}"
         ),
         alt=f"{', '.join(words)} on the task {task} at {factor.name} = {', '.join(factor.levels)}",
         figure=figure,
     )
+
+
+def _thick_line(complete: int, *, first: str, fractions: bool) -> str:
+    if complete == 0:
+        return "No cell is measured at every level, hence no mean."
+    cut = ", cut at 0 and 100 %" if fractions else ""
+    bars = (
+        "one cell has no interval"
+        if complete == 1
+        else (f"bars: 95 % interval of the difference from {first} within cells{cut}")
+    )
+    return f"Thick line: mean of the {counted(complete, 'cell')} measured at every level; {bars}."
 
 
 def _panel(axes: Axes, *, cells: pd.DataFrame, factor: Factor, name: str) -> int:

@@ -121,7 +121,7 @@ def _draw(front: Front) -> Plot:
         caption=(
             f"Each point is a setting (mean over its seeds). Ringed: the {len(best)} of {len(front.cells)} "
             "settings that no other beats in quality, peak memory and throughput at once. The arrows say "
-            "where better is, the numbers refer to the table."
+            "where better is, the numbers refer to the table of settings."
         ),
         alt=f"{front.quality} against {' and '.join(front.costs)} on the task {front.task}; "
         + "; ".join(
@@ -137,13 +137,17 @@ def _panel(axes: Axes, *, front: Front, cost: str) -> None:
     x = in_axis_units(cells[cost].to_numpy(dtype=float), unit=describe(cost).unit)
     y = in_axis_units(cells[front.quality].to_numpy(dtype=float), unit=quality.unit)
     low = in_axis_units(cells["low"].to_numpy(dtype=float), unit=quality.unit)
+    high = 2 * y - low
+    if quality.unit == "fraction":
+        # In per cent on this axis; no mean of accuracies lies outside.
+        low, high = np.clip(low, 0, 100), np.clip(high, 0, 100)
     best = cells["undominated"].to_numpy(dtype=bool)
     several = np.isfinite(low)
     if several.any():
         axes.errorbar(
             x[several],
             y[several],
-            yerr=(y - low)[several],
+            yerr=np.stack([y - low, high - y])[:, several],
             fmt="none",
             color=style.MUTED,
             alpha=0.5,
@@ -169,7 +173,7 @@ def _panel(axes: Axes, *, front: Front, cost: str) -> None:
         f"{axis_label(describe(cost))}  {'→' if describe(cost).better == 'higher' else '←'} better"
     )
     axes.set_ylabel(f"{axis_label(quality)}  {'→' if quality.better == 'higher' else '←'} better")
-    _margins(axes, x=x, y=np.concatenate([y, low[several], (2 * y - low)[several]]))
+    _margins(axes, x=x, y=np.concatenate([y, low[several], high[several]]))
     _number(axes, x=x, y=y, best=best, numbers=[int(number) for number in cells["number"][best]])
 
 

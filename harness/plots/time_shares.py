@@ -10,6 +10,7 @@ from harness.design import by_task, design_of, level_texts
 from harness.formatting import plain, short_name
 from harness.plots import style
 from harness.plots.plot import Plot
+from harness.wording import counted
 
 PHASES = ("forward_s", "backward_s", "optimizer_s")
 _MAX_BARS = 30
@@ -70,7 +71,10 @@ def _draw(done: pd.DataFrame, *, task: str, bars: pd.DataFrame) -> Plot:
         section="time",
         task=task,
         title=f"Where the time goes ({plain(task, limit=40)})",
-        caption=f"Mean over the {len(done)} finished trials at each level of the medians within a trial.",
+        caption=(
+            "Medians within a trial, averaged over the finished trials that have the level "
+            f"({counted(len(done), 'finished trial')} in all)."
+        ),
         alt="; ".join(
             f"{label}: " + ", ".join(f"{phase.removesuffix('_s')} {row[phase]:.3g} ms" for phase in PHASES)
             for label, row in bars.iterrows()

@@ -156,3 +156,11 @@ def test_a_config_file_without_a_word_about_itself(shell: Shell) -> None:
     path = shell.folder / "x.yaml"
     path.write_text("# @package _global_\n\na: 1\n# late\n")
     assert commands._summary(path) == ""
+
+
+def test_the_summary_of_a_config_file_is_its_first_sentence(shell: Shell) -> None:
+    path = shell.folder / "x.yaml"
+    path.write_text(
+        "# @package _global_\n# Small enough\n# for two cores. More on that.\n#\n# And more.\na: 1\n"
+    )
+    assert commands._summary(path) == "Small enough for two cores."
