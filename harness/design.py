@@ -58,7 +58,8 @@ def design_of(trials: pd.DataFrame, *, factors: Mapping[str, Sequence[str]] | No
     keys = _swept(trials)
     # What an invalid trial holds was never completed by a decoder, so it says nothing on the others.
     valid = texts[trials["outcome"] != "invalid"]
-    swept = [name for name in varying if name in keys and name not in REPLICATES]
+    # Two workloads measure different things: trials of the two are no pair.
+    swept = [name for name in varying if name in keys and name not in (*REPLICATES, "workload")]
     if "task" in swept:
         # A setting with one level a task (its length, say) is part of the task.
         settled = valid.groupby("task", sort=False)[swept].nunique().max() <= 1

@@ -38,6 +38,11 @@ KNOWN = {
         Metric(name="accuracy", label="accuracy", unit="fraction", better="higher", scale="points"),
         Metric(name="bits_per_byte", label="bits per byte", unit="bits", better="lower", scale="absolute"),
         Metric(name="loss", label="evaluation loss", unit="nats", better="lower", scale="absolute"),
+        Metric(name="recall", label="recall", unit="fraction", better="higher", scale="points"),
+        Metric(
+            name="bucket_entropy_bits", label="bucket entropy", unit="bits", better="higher", scale="absolute"
+        ),
+        _cost("bucket_max_over_mean", "fullest bucket over the mean", ""),
         _cost("peak_alloc_bytes", "peak memory", "bytes"),
         _cost("saved_bytes", "saved for backward", "bytes"),
         _cost("peak_rss_bytes", "peak resident memory", "bytes"),

@@ -105,9 +105,10 @@ def _panel(axes: Axes, *, cells: pd.DataFrame, factor: Factor, name: str) -> int
             markeredgecolor=style.PAPER,
             zorder=3,
         )
-    axes.set_xticks(positions, [plain(level, limit=16) for level in factor.levels])
+    labels = [plain(level, limit=24) for level in factor.levels]
+    axes.set_xticks(positions, labels)
     if len(factor.levels) * max(len(level) for level in factor.levels) > 28:
-        axes.tick_params(axis="x", rotation=20)
+        axes.set_xticks(axes.get_xticks(), labels, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.35, len(positions) - 0.65)
     axes.set_xlabel(short_name(factor.name))
     axes.set_title(axis_label(metric))

@@ -117,5 +117,8 @@ def _panel(axes: Axes, *, curves: pd.DataFrame, factor: Factor | None) -> None:
     axes.set_ylim(bottom=0)
     if factor is None:
         return
-    many = len(levels) > 5
-    axes.legend(loc="upper right", handlelength=1.8, ncols=2 if many else 1, fontsize=8 if many else 9)
+    if len(levels) > 5:
+        # So many names would cover the curves.
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), handlelength=1.8, ncols=2, fontsize=8)
+    else:
+        axes.legend(loc="upper right", handlelength=1.8, fontsize=9)
