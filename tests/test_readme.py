@@ -67,5 +67,16 @@ def test_presets_and_make_targets_are_real(page: str) -> None:
     assert set(re.findall(r"\bmake (demo|test-slow|test|check|format)\b", text)) <= targets
 
 
+def test_every_row_of_the_comparison_can_be_asked_for() -> None:
+    from tests.benchmarks import published_differences
+
+    shown = re.findall(
+        r"^\| `(\w+)` \| .* \|.*\|.*\|$",
+        text_of("README.md").split("## How ours differs")[1].split("\nWhy:")[0],
+        re.MULTILINE,
+    )
+    assert shown == list(published_differences.ROWS)
+
+
 def test_nothing_is_left_to_fill_in() -> None:
     assert re.findall(r"@[A-Z]+@", text_of("README.md")) == []

@@ -72,20 +72,26 @@ def transformers_subject() -> Subject:
 
 
 def _transformers_model(
-    rounds: int, *, ff_chunk: int = 0, hash_seed: int | None = 0, chunk: int = CHUNK, n_buckets: int = BUCKETS
+    rounds: int,
+    *,
+    ff_chunk: int = 0,
+    hash_seed: int | None = 0,
+    chunk: int = CHUNK,
+    n_buckets: int = BUCKETS,
+    causal: bool = True,
 ) -> nn.Module:
     from transformers import ReformerConfig as PeerConfig
-    from transformers import ReformerModelWithLMHead
+    from transformers import ReformerForMaskedLM, ReformerModelWithLMHead
 
     torch.manual_seed(0)
     config = PeerConfig(
         vocab_size=VOCAB, hidden_size=WIDTH, num_attention_heads=HEADS, attention_head_size=WIDTH // HEADS,
         feed_forward_size=4 * WIDTH, attn_layers=["lsh"], axial_pos_shape=(16, 16),
         axial_pos_embds_dim=(WIDTH // 2, WIDTH // 2), lsh_attn_chunk_length=chunk, num_buckets=n_buckets,
-        num_hashes=rounds, max_position_embeddings=LENGTH, is_decoder=True, hash_seed=hash_seed,
+        num_hashes=rounds, max_position_embeddings=LENGTH, is_decoder=causal, hash_seed=hash_seed,
         chunk_size_feed_forward=ff_chunk,
     )  # fmt: skip
-    model: nn.Module = ReformerModelWithLMHead(config).eval()
+    model: nn.Module = (ReformerModelWithLMHead if causal else ReformerForMaskedLM)(config).eval()
     return model
 
 
@@ -209,6 +215,63 @@ def _lucidrains_attention(qk: Tensor, n_hashes: int) -> Tensor:
     return out.unflatten(0, qk.shape[:2])
 
 
+@torch.no_grad()
+def seams() -> Row:
+    """All tokens in one bucket, 4 rounds, bidirectional: relative error at the first chunk, and elsewhere."""
+    # Every round orders such tokens alike, and what is right is attention within a window.
+    width = WIDTH // HEADS
+    common = torch.zeros(width)
+    common[0] = 3000.0
+    noise = torch.randn(2, HEADS, LENGTH, width, generator=torch.Generator().manual_seed(0))
+    noise[..., 0] = 0
+    qk = common + noise
+    found = {}
+    for name, scale, attended in (
+        ("ours", 1.0, _our_seams(qk, noise)),
+        ("transformers", 1.0, _transformers_seams(qk)),
+        ("reformer-pytorch", width**-0.5, _lucidrains_seams(qk, noise)),
+    ):
+        exact = _windowed(qk, noise, scale=scale)
+        first, others = (
+            float((attended - exact)[:, :, part].norm() / exact[:, :, part].norm())
+            for part in (slice(CHUNK), slice(CHUNK, None))
+        )
+        found[name] = f"{first:.2g}, {others:.2g}"
+    return found
+
+
+def _windowed(qk: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Every token attends to its chunk and the one before, to itself only if it is alone."""
+    chunk = torch.arange(LENGTH) // CHUNK
+    back = chunk[:, None] - chunk[None]
+    scores = qk @ nn.functional.normalize(qk, dim=-1).mT * scale
+    scores = scores.masked_fill((back < 0) | (back > 1), -torch.inf)
+    return scores.masked_fill(torch.eye(LENGTH, dtype=torch.bool), -1e5).softmax(-1) @ v
+
+
+def _our_seams(qk: Tensor, v: Tensor) -> Tensor:
+    return lsh_attention(qk, v, n_hashes=4, n_buckets=2, chunk_length=CHUNK, n_chunks_after=0, causal=False)
+
+
+def _transformers_seams(qk: Tensor) -> Tensor:
+    model = _transformers_model(4, n_buckets=2, causal=False)
+    attention = model.reformer.encoder.layers[0].attention.self_attention
+    for projection in (attention.query_key, attention.value):
+        nn.init.eye_(projection.weight)
+    # What all tokens have in common is no value.
+    attention.value.weight[:: WIDTH // HEADS] = 0
+    return split_heads(attention(merge_heads(qk)).hidden_states, heads=HEADS)
+
+
+def _lucidrains_seams(qk: Tensor, v: Tensor) -> Tensor:
+    from reformer_pytorch import LSHAttention
+
+    torch.manual_seed(0)
+    attention = LSHAttention(bucket_size=CHUNK, n_hashes=4, causal=False).eval()
+    out: Tensor = attention(qk.flatten(0, 1), v.flatten(0, 1))[0]
+    return out.unflatten(0, qk.shape[:2])
+
+
 def feed_forward() -> Row:
     """MiB that a chunked feed-forward keeps for backward, unchunked → in 16 chunks."""
     found = {}
@@ -313,6 +376,7 @@ ROWS: dict[str, Callable[[], Row]] = {
     "leak": leak,
     "decode": decode,
     "rounds": rounds,
+    "seams": seams,
     "feed_forward": feed_forward,
     "reproducible": reproducible,
     "stream": stream,

@@ -90,17 +90,19 @@ def after_an_edit(copied: Checkout, tmp_path: Path) -> tuple[Done, set[str]]:
     ("path", "line", "worse", "metric"),
     [
         ("feed_forward", "self._activate(self.wide(x))", "self._activate(self.wide(x).clone())", "operators"),
-        (
+        pytest.param(
             "feed_forward",
             "x, length=self.chunk_length",
             "x.exp().log(), length=self.chunk_length",
             "saved_bytes",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "hashing/signed_axes",
             "ids, stride = nearest_signed_axis(first)",
             "ids, stride = nearest_signed_axis(first).mul(0)",
             "accuracy",
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["one copy more", "more kept for backward", "all tokens in one bucket"],

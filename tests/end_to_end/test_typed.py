@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from tests.end_to_end.conftest import Checkout
 
@@ -23,6 +24,7 @@ BRIEF = ("workload=train_step", "workload.timed_steps=1", "workload.warmup_steps
          "train.batch_size=1")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_sweep_over_four_factors_and_seeds(checkout: Checkout) -> None:
     planned = checkout.harness("plan", *SWEEP)
     assert planned.code == 0, planned.err
