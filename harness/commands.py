@@ -186,7 +186,7 @@ def _repeating_command(study: Study, record: TrialRecord) -> str:
     settings = [word for word in overrides if word.partition("=")[0] not in _PLACED_ANEW]
     if any(word.startswith("experiment=") for word in settings):
         # The levels that are typed hold for every product of the experiment, so that several cells remain.
-        settings.append(f"hydra.sweeper.only=['{record.trial_id}']")
+        settings.append(f'hydra.sweeper.only=["{record.trial_id}"]')
     return shlex.join(
         [
             "harness",

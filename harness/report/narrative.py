@@ -278,10 +278,10 @@ def _design_lines(trials: pd.DataFrame, *, task: str, factors: Mapping[str, Sequ
     name = plain(task, limit=40)
     if design.blocks:
         told = ", ".join(plain(key, limit=60) for key in design.blocks)
-        lines.append(f"{name}: {told} differ without having been swept; matched pairs keep them equal.")
+        lines.append(f"{name}: matched pairs keep equal, though nobody swept it: {told}.")
     if design.followers:
         told = ", ".join(plain(key, limit=60) for key in design.followers)
-        lines.append(f"{name}: {told} changed along with a swept factor, and are part of its effect.")
+        lines.append(f"{name}: changed along with a swept factor, as a part of its effect: {told}.")
     return lines + _unbalanced(trials, design=design, name=name)
 
 

@@ -327,7 +327,8 @@ class TestCautions:
             "seed": ["0", "1"],
         }
         records = [*factory.sweep(levels, train__steps=100), *factory.sweep(levels, train__steps=200)[:4]]
-        assert "copy: train.steps differ without having been swept" in self.cautions(tmp_path, records)
+        told = self.cautions(tmp_path, records)
+        assert "copy: matched pairs keep equal, though nobody swept it: train.steps" in told
 
     def test_confounded_settings(self, tmp_path):
         records = [
@@ -335,7 +336,10 @@ class TestCautions:
             for kind in ("lsh", "full")
             for seed in (0, 1)
         ]
-        assert "copy: model.layers changed along with a swept factor" in self.cautions(tmp_path, records)
+        assert (
+            "copy: changed along with a swept factor, as a part of its effect: model.layers"
+            in self.cautions(tmp_path, records)
+        )
 
     def test_combinations_that_were_not_run(self, tmp_path):
         told = self.cautions(tmp_path, factory.sweep(LEVELS)[:-2])
