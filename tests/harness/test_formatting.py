@@ -18,7 +18,7 @@ from harness.metrics.catalogue import describe
         ("flops", 3.2e9, "3.20 GFLOP"),
         ("operators", 1234.0, "1,234"),
         ("bits_per_byte", 2.71828, "2.718"),
-        ("recall", 0.5, "0.500"),
+        ("agreement", 0.5, "0.500"),
         ("accuracy", math.nan, "–"),
         ("step_s", math.inf, "∞"),
         ("step_s", 0.0, "0 ms"),

@@ -44,7 +44,7 @@ def test_every_known_metric_describes_itself():
         ("sort_s", "s", "sort s"),
         ("cache_bytes", "bytes", "cache bytes"),
         ("prefill_tokens_per_s", "tokens/s", "prefill tokens per s"),
-        ("recall", "", "recall"),
+        ("agreement", "", "agreement"),
     ],
 )
 def test_other_columns_get_words_and_a_unit(column, unit, label):
