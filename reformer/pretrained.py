@@ -22,6 +22,8 @@ _ARCHITECTURES: Mapping[str, type[Model]] = {
     "ReformerForMaskedLM": ReformerMaskedLM,
     "ReformerForSequenceClassification": ReformerClassifier,
 }
+#: Attention kinds of transformers, in our words too.
+_KINDS = {"lsh", "local"}
 _CONFIG, _WEIGHTS, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLED = "pytorch_model.bin"
 #: What a config leaves unsaid: the defaults of transformers 5.
@@ -146,6 +148,8 @@ def config_from_transformers(given: Mapping[str, Any], *, n_buckets: Buckets | N
     """
     field = {**_DEFAULTS, **{key: value for key, value in given.items() if key in _DEFAULTS}}
     layers = tuple(field["attn_layers"])
+    if not layers or not set(layers) <= _KINDS:
+        raise ValueError(f"attn_layers={list(layers)}: transformers has two kinds; use lsh and local")
     causal = bool(field["is_decoder"])
     hidden, heads = field["hidden_size"], field["num_attention_heads"]
     buckets = n_buckets if n_buckets is not None else field["num_buckets"]
@@ -159,10 +163,11 @@ def config_from_transformers(given: Mapping[str, Any], *, n_buckets: Buckets | N
         )
     if field["hidden_act"] not in ("relu", "gelu"):
         raise ValueError(f"hidden_act={field['hidden_act']!r}: use relu or gelu")
-    if field["classifier_dropout"] not in (None, field["hidden_dropout_prob"]):
+    classifies = _architecture(given) == "ReformerForSequenceClassification"
+    if classifies and field["classifier_dropout"] not in (None, field["hidden_dropout_prob"]):
         raise ValueError(
             f"classifier_dropout={field['classifier_dropout']}: one share serves the classifier and the "
-            f"branches; use hidden_dropout_prob={field['hidden_dropout_prob']} or null"
+            f"branches; use null, or {field['hidden_dropout_prob']} as hidden_dropout_prob is"
         )
     axial = field["axial_pos_embds"]
     return ReformerConfig(
@@ -198,7 +203,7 @@ def config_from_transformers(given: Mapping[str, Any], *, n_buckets: Buckets | N
         local_attention_dropout=field["local_attention_probs_dropout_prob"],
         ff_chunk_length=field["chunk_size_feed_forward"] or None,
         loss_chunk_length=field["chunk_size_lm_head"] or None,
-        n_classes=_n_classes(given) if _architecture(given) == "ReformerForSequenceClassification" else None,
+        n_classes=_n_classes(given) if classifies else None,
         hash_seed=field["hash_seed"] or 0,
     )
 
@@ -209,6 +214,7 @@ def config_to_transformers(model: Model) -> dict[str, Any]:
     Raises:
         ValueError: names the setting that they cannot express, and the one that they can.
     """
+    architecture = _name_of(model)
     config = model.config
     for name, needed in (
         ("causality", "published"),
@@ -216,9 +222,9 @@ def config_to_transformers(model: Model) -> dict[str, Any]:
         ("seams", "reference"),
         ("logit_scale", "trax"),
         ("conventions", "transformers"),
+        ("tie_weights", False),
         ("merge", "concat"),
         ("norm", "layer_norm"),
-        ("tie_weights", False),
         ("hashing", CrossPolytope()),
         ("bucket_mask", None),
         ("hash_dropout", 0.0),
@@ -230,12 +236,12 @@ def config_to_transformers(model: Model) -> dict[str, Any]:
     if config.activation not in ("relu", "gelu"):
         _refuse("activation", config.activation, "use activation='relu' or 'gelu'")
     kinds = {config.kind(layer) for layer in range(config.n_layers)}
-    if not kinds <= {"lsh", "local"}:
+    if not kinds <= _KINDS:
         _refuse("layers", config.layers, "use lsh and local layers")
     n_buckets = config.bucket_count
     axial = config.positions == "axial"
     fields: dict[str, Any] = {
-        "architectures": [_name_of(model)],
+        "architectures": [architecture],
         "model_type": "reformer",
         "attention_head_size": config.head_width,
         "attn_layers": [config.kind(layer) for layer in range(config.n_layers)],
@@ -348,10 +354,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / _INDEX).is_file():
-        files = sorted(set(_read_json(folder / _INDEX)["weight_map"].values()))
-    elif (folder / _WEIGHTS).is_file():
+    # In the order of transformers: what `save_pretrained` wrote comes before shards that were there.
+    if (folder / _WEIGHTS).is_file():
         files = [_WEIGHTS]
+    elif (folder / _INDEX).is_file():
+        files = _shards(folder)
     elif (folder / _PICKLED).is_file():
         pickled: dict[str, Tensor] = torch.load(folder / _PICKLED, map_location="cpu", weights_only=True)
         return pickled
@@ -365,12 +372,31 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
+def _shards(folder: Path) -> list[str]:
+    """The files that an index divides the weights over."""
+    index = _read_json(folder / _INDEX)
+    if not isinstance(index.get("weight_map"), dict):
+        raise ValueError(f"{folder / _INDEX}: no weight_map; give the directory of a saved Reformer")
+    files = sorted(set(index["weight_map"].values()))
+    for file in files:
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{folder / file}: not there; {_INDEX} names it")
+    return files
+
+
 def _architecture(given: Mapping[str, Any]) -> str:
     return str((given.get("architectures") or [""])[0])
 
 
 def _name_of(model: Model) -> str:
-    return next(name for name, kind in _ARCHITECTURES.items() if type(model) is kind)
+    for name, kind in _ARCHITECTURES.items():
+        if type(model) is kind:
+            return name
+    *others, last = (kind.__name__ for kind in _ARCHITECTURES.values())
+    raise ValueError(
+        f"model of type {type(model).__name__}: transformers has no such architecture; "
+        f"give a {', '.join(others)} or {last}"
+    )
 
 
 def _n_classes(given: Mapping[str, Any]) -> int:

@@ -1,5 +1,8 @@
 """LSH attention: sort by hash bucket, attend within chunks, combine rounds."""
 
+import math
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -15,6 +18,7 @@ from reformer.attention.windows import Windows, window_masks
 from reformer.hashing import CrossPolytope
 from reformer.hashing.buckets import Buckets
 from reformer.hashing.family import HashFamily
+from reformer.kernels import flash
 
 
 def lsh_attention(
@@ -71,7 +75,8 @@ def lsh_attention(
         buckets: bucket ids to use instead of hashing.
         padding_mask: True at real tokens; outputs elsewhere are 0.
         dropout_p: share of attention weights dropped.
-        backend: `auto` or `reference`.
+        backend: `auto`, the fastest that can; `flash`, tile by tile on the CPU, which keeps one integer a
+            token and round for backward; or `reference`, whole rounds at once, for every mode and device.
 
     Raises:
         ValueError: names the value, the rule and the mend.
@@ -116,10 +121,40 @@ def attend(
     padding_mask: Bool[Tensor, "batch seq"] | None,
     options: LSHOptions,
 ) -> Float[Tensor, "batch heads seq value"]:
-    """LSH attention on given buckets, chunk by chunk, for every mode: the reference backend."""
+    """LSH attention on given buckets."""
     check_inputs(qk, v, padding_mask=padding_mask)
     if v.numel() == 0:
         return v.clone()
+    if options.backend_on(qk.device) == "flash":
+        twin = partial(_attend_at_once, buckets=buckets, padding_mask=padding_mask, options=options)
+        pattern = flash_pattern(options, dim=qk.shape[-1])
+        return flash.attend(qk, v, buckets=buckets, padding_mask=padding_mask, pattern=pattern, twin=twin)
+    return _attend_at_once(qk, v, buckets=buckets, padding_mask=padding_mask, options=options)
+
+
+def flash_pattern(options: LSHOptions, *, dim: int) -> flash.Pattern:
+    """What the tiled path is told of the options, for vectors of that length."""
+    return flash.Pattern(
+        chunk_length=options.chunk_length,
+        before=options.n_chunks_before,
+        after=options.after,
+        strict=options.strict,
+        causal=options.causal,
+        count=options.duplicates == "count",
+        scale=1 / math.sqrt(dim) if options.logit_scale == "trax" else 1 / dim,
+        dropout_p=options.dropout_p,
+    )
+
+
+def _attend_at_once(
+    qk: Float[Tensor, "batch heads seq dim"],
+    v: Float[Tensor, "batch heads seq value"],
+    *,
+    buckets: Int[Tensor, "batch heads n_hashes seq"],
+    padding_mask: Bool[Tensor, "batch seq"] | None,
+    options: LSHOptions,
+) -> Float[Tensor, "batch heads seq value"]:
+    """LSH attention on given buckets, all rounds at once, for every mode: the reference backend."""
     seq, length = qk.shape[-2], options.chunk_length
     real = _real_tokens(qk, padding_mask=padding_mask, chunk_length=length)
     buckets = _with_padding_bucket(buckets, real=real)

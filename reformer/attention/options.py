@@ -14,7 +14,7 @@ CAUSALITIES = ("strict", "bucket", "published")
 DUPLICATES = ("count", "sum")
 SEAMS = ("masked", "reference")
 LOGIT_SCALES = ("trax", "sqrt_d")
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "reference", "flash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,7 @@ class LSHOptions:
         logit_scale: `trax` uses q·k with k at unit length; `sqrt_d` divides once more by √dim.
         bucket_mask: a query sees its own bucket only; None is what `causality` implies.
         dropout_p: share of attention weights dropped.
+        backend: how it is computed; `auto` is the fastest that can, see `backend_on`.
     """
 
     n_hashes: int
@@ -104,6 +105,31 @@ class LSHOptions:
     def band(self) -> int:
         """Entries of the sorted order before a query that it may see in strict mode."""
         return self.n_chunks_before * self.chunk_length
+
+    def backend_on(self, device: torch.device) -> str:
+        """The backend that computes this there: `flash` or `reference`.
+
+        Raises:
+            ValueError: `flash` is asked for, and cannot.
+        """
+        reason = self._beyond_flash(device)
+        if self.backend == "flash" and reason:
+            raise ValueError(f"backend='flash': {reason}; use backend='auto' or 'reference'")
+        return "reference" if self.backend == "reference" or reason else "flash"
+
+    def _beyond_flash(self, device: torch.device) -> str:
+        """Why the tiled path cannot compute this; empty if it can."""
+        if device.type != "cpu":
+            return f"it runs on the CPU, not on {device.type}"
+        if self.wraps:
+            return "rounds that look into each other (seams='reference') are not among its patterns"
+        if self.same_bucket and not self.strict:
+            return (
+                "chunk windows within a bucket (causality='bucket', bucket_mask) are not among its patterns"
+            )
+        if torch.compiler.is_compiling():
+            return "it is not compiled"
+        return ""
 
     @property
     def n_keys(self) -> int:
@@ -219,7 +245,10 @@ def check_inputs(
             f"qk of shape {tuple(qk.shape)}, v of {tuple(v.shape)}: give [batch, heads, seq, dim]"
         )
     if qk.shape[:3] != v.shape[:3]:
-        raise ValueError(f"qk of shape {tuple(qk.shape)}, v of {tuple(v.shape)}: batch, heads and seq differ")
+        raise ValueError(
+            f"qk of shape {tuple(qk.shape)}, v of {tuple(v.shape)}: batch, heads and seq differ; "
+            f"give v of {(*qk.shape[:3], v.shape[3])}"
+        )
     if k is not None and k.shape != qk.shape:
         raise ValueError(f"k of shape {tuple(k.shape)}: give the shape of q, {tuple(qk.shape)}")
     check_padding_mask(padding_mask, expected=(qk.shape[0], qk.shape[2]))

@@ -43,8 +43,7 @@ def check(n_buckets: Buckets) -> None:
     Raises:
         ValueError: names the value, the rule and the mend.
     """
-    if not factors(n_buckets):
-        raise ValueError("n_buckets=(): no factors; use two even factors or None for the automatic count")
+    _check_type(n_buckets)
     even = tuple(max(2, factor + factor % 2) for factor in factors(n_buckets))
     if even != factors(n_buckets):
         what, mend = ("each factor", even) if isinstance(n_buckets, tuple) else ("it", even[0])
@@ -54,6 +53,16 @@ def check(n_buckets: Buckets) -> None:
         )
     if total(n_buckets) > LARGEST_COUNT:
         raise ValueError(f"n_buckets={n_buckets}: more than {LARGEST_COUNT} buckets; use fewer")
+
+
+def _check_type(n_buckets: object) -> None:
+    """Refuse what is not an int or two: no type checker stands between a user's call and the family."""
+    counts = n_buckets if isinstance(n_buckets, tuple) and len(n_buckets) == 2 else (n_buckets,)
+    if not all(isinstance(count, int) and not isinstance(count, bool) for count in counts):
+        raise ValueError(
+            f"n_buckets={n_buckets!r}: must be an int or a tuple of two; use one even number or None for the "
+            "automatic count, or give a tuple of two even factors"
+        )
 
 
 def check_power_of_two(n_buckets: Buckets, *, family: str) -> None:

@@ -321,7 +321,7 @@ def reproducible() -> Row:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
         found[name] = "yes" if losses[0] == losses[1] else f"no ({losses[0]:.4f}, {losses[1]:.4f})"
     return found
 

@@ -98,6 +98,7 @@ def test_a_config_is_a_value() -> None:
         ({"grid_bits": 21}, "grid_bits=21: streams .* give 8 ≤ grid_bits ≤ 20"),
         ({"positions": "none"}, "positions='none': use one of learned, axial, sinusoidal, rotary"),
         ({"merge": "sum"}, "merge='sum': use one of concat, mean"),
+        ({"conventions": "hugging_face"}, "conventions='hugging_face': use one of own, transformers"),
         ({"causality": "none"}, "causality='none': use one of strict, bucket, published"),
         ({"layers": ()}, r"layers=\(\): name at least one of lsh, local, full, full_standard, oracle"),
         ({"layers": ("lsh", "lhs")}, "layers='lhs': use one of lsh, local, full, full_standard, oracle"),

@@ -431,6 +431,8 @@ RECOMPUTED: tuple[dict[str, Any], ...] = (
     {"causality": "bucket"},
     {"causality": "published", "seams": "reference"},
     {"causality": "published", "duplicates": "sum", "n_chunks_before": 0, "n_chunks_after": 1},
+    {"conventions": "transformers"},
+    {"conventions": "transformers", "layers": ("local",)},
 )
 
 
@@ -441,6 +443,12 @@ def test_what_looks_ahead_is_read_again_for_each_token_and_says_so_once(settings
         written = model.generate(tokens, max_new_tokens=15)
     assert len(warned) == 1
     assert torch.equal(written, greedy_by_hand(model, tokens, count=15))
+
+
+def test_that_warning_names_the_conventions_and_those_that_can_be_cached() -> None:
+    model = model_of(conventions="transformers")
+    with pytest.warns(RecomputeWarning, match=r"conventions='transformers': .*use .* and conventions='own'"):
+        model.generate(small_tokens(9), max_new_tokens=1)
 
 
 def test_without_an_lsh_layer_nothing_looks_ahead() -> None:

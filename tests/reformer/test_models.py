@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from reformer import CrossPolytope, HashFamily, Hyperplane, Random, ReformerLM
 from reformer.attention.modules import SharedQueryKeyAttention
 from reformer.config import ATTENTION_KINDS, POSITIONS, RESIDUALS
+from reformer.hashing import buckets
 from tests.reformer.helpers import (
     BATCH,
     SEQ,
@@ -239,6 +240,23 @@ def test_hash_seed_alone_decides_the_draws() -> None:
         logits.append(model(small_tokens()))
     assert torch.equal(logits[0], logits[1])
     assert not torch.allclose(logits[0], logits[2])
+
+
+def test_an_automatic_bucket_count_does_not_follow_the_first_input() -> None:
+    # In transformers the first sequence that a model sees fixes it, and saves it in the config.
+    settings: dict[str, Any] = {"n_buckets": None, "max_length": 127, "layers": ("lsh",), "n_hashes": 1}
+    used, short, long = small_model(**settings).eval(), small_tokens(9), small_tokens(127)
+
+    def fresh(**changes: Any) -> Tensor:
+        model = small_model(**(settings | changes)).eval()
+        model.load_state_dict(used.state_dict())
+        logits: Tensor = model(long)
+        return logits
+
+    used(short)
+    assert torch.equal(used(long), fresh())
+    of_short = buckets.automatic(max_length=short.shape[1], chunk_length=used.config.chunk_length)
+    assert not torch.allclose(fresh(n_buckets=of_short), fresh())
 
 
 def test_the_state_carries_the_counter_and_a_resumed_model_draws_on(tmp_path: Path) -> None:

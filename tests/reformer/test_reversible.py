@@ -27,12 +27,23 @@ from tests.reformer.memory import allocations, tensor_bytes
 
 RECOMPUTING = ("checkpoint", "reversible", "reversible_exact")
 DROPOUT: dict[str, Any] = {"dropout": 0.2, "attention_dropout": 0.3}
+TRANSFORMERS: dict[str, Any] = {
+    "conventions": "transformers",
+    "causality": "published",
+    "duplicates": "sum",
+    "seams": "reference",
+    "layers": ("local", "lsh"),
+    "local_chunk_length": 5,
+    "max_length": 35,  # what 29 tokens are padded to
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "no dropout": {},
     "dropout": DROPOUT,
     "all kinds": {"layers": ATTENTION_KINDS, "n_layers": 5} | DROPOUT,
     "chunked": {"ff_chunk_length": 5, "loss_chunk_length": 7} | DROPOUT,
     "published": {"causality": "published", "duplicates": "sum", "seams": "reference"} | DROPOUT,
+    "transformers": TRANSFORMERS,
+    "transformers, dropout": TRANSFORMERS | {"hash_dropout": 0.3} | DROPOUT,
     "axial, mean, tied": {"positions": "axial", "merge": "mean", "tie_weights": True} | DROPOUT,
     "rotary, gated": {
         "positions": "rotary",

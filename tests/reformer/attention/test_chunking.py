@@ -1,5 +1,7 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from reformer.attention import chunking
 from tests.reformer.helpers import normal
@@ -27,6 +29,27 @@ def test_merging_undoes_splitting() -> None:
     chunks = chunking.split_chunks(x, chunk_length=7)
     assert torch.equal(chunks[1, 2], x[1, 14:21])
     assert torch.equal(chunking.merge_chunks(chunks), x)
+
+
+@given(st.integers(0, 40), st.integers(1, 13))
+def test_cutting_and_joining_a_padded_sequence_gives_it_back(seq: int, length: int) -> None:
+    x = normal(2, seq, 3)
+    padded = chunking.pad_to_chunks(x, chunk_length=length)
+    chunks = chunking.split_chunks(padded, chunk_length=length)
+    assert chunks.shape == (2, chunking.n_chunks(seq, chunk_length=length), length, 3)
+    merged = chunking.merge_chunks(chunks)
+    assert torch.equal(merged, padded)
+    assert torch.equal(merged[:, :seq], x)
+    assert 0 <= merged.shape[1] - seq < length
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.lists(st.integers(-12, 12), min_size=1, max_size=4))
+def test_look_around_is_a_loop_over_chunks_and_offsets(count: int, length: int, offsets: list[int]) -> None:
+    chunks = normal(2, count, length, 3)
+    window = chunking.look_around(chunks, offsets=offsets)
+    for index in range(count):
+        seen = [chunks[:, (index + offset) % count] for offset in offsets]
+        assert torch.equal(window[:, index], torch.cat(seen, dim=1))
 
 
 def test_a_window_is_the_chunks_at_the_offsets_in_their_order() -> None:

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from reformer import cross_attention
+from tests.reformer.attention.test_reference import NARROW, assert_near_float64
 from tests.reformer.helpers import (
     BATCH,
     DIM,
@@ -75,13 +76,30 @@ def test_nothing_to_look_at_gives_zeros_of_the_right_shape(batch: int, seq: int,
         assert torch.equal(out, torch.zeros(batch, HEADS, seq, VALUE))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_narrow_dtypes_stay_near_float64(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("padding_mask", [None, PADDING], ids=["whole", "padded"])
+def test_narrow_dtypes_stay_near_float64(dtype: torch.dtype, padding_mask: Tensor | None) -> None:
     narrow = three(dtype=dtype)
-    out = cross_attention(*narrow, padding_mask=PADDING)
-    assert out.dtype == dtype
-    expected = cross_attention(*(x.double() for x in narrow), padding_mask=PADDING)
-    assert_all_close([out], [expected], tolerance=1e-5 if dtype == torch.float32 else 2e-2)
+    actual = value_and_gradients(cross_attention, *narrow, padding_mask=padding_mask)
+    wide = [x.double() for x in narrow]
+    expected = value_and_gradients(cross_attention, *wide, padding_mask=padding_mask)
+    assert_near_float64(actual, expected, dtype=dtype)
+
+
+@pytest.mark.parametrize("broken_input", [0, 1, 2], ids=["q", "k", "v"])
+@pytest.mark.parametrize("padding_mask", [None, PADDING], ids=["whole", "padded"])
+def test_nan_in_one_row_passes_through_and_leaves_the_other_rows_alone(
+    broken_input: int, padding_mask: Tensor | None
+) -> None:
+    inputs = three()
+    clean = value_and_gradients(cross_attention, *inputs, padding_mask=padding_mask)
+    inputs[broken_input][1, :, 3] = torch.nan
+    broken = value_and_gradients(cross_attention, *inputs, padding_mask=padding_mask)
+    for after, before in zip(broken, clean, strict=True):
+        assert torch.equal(after[0], before[0])
+    out, query_gradient, *_ = broken
+    assert out[1].isnan().any()
+    assert query_gradient[1].isnan().any()
 
 
 def test_dropout_scales_what_it_keeps() -> None:

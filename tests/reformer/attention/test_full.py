@@ -1,7 +1,12 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 
 from reformer import full_attention, full_standard_attention
+from reformer.attention import reference
+from tests.reformer.attention.test_reference import NARROW, assert_near_float64
 from tests.reformer.helpers import (
     BATCH,
     DIM,
@@ -92,6 +97,55 @@ def test_gradients_pass_finite_differences() -> None:
     qk, v = normal(1, 2, 7, 3, seed=1).requires_grad_(), normal(1, 2, 7, 5, seed=2).requires_grad_()
     real = torch.tensor([[False, True, True, True, False, True, True]])
     assert torch.autograd.gradcheck(lambda qk, v: full_attention(qk, v, padding_mask=real), (qk, v))
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("padding_mask", [None, padding()], ids=["whole", "padded"])
+def test_narrow_dtypes_stay_near_float64(
+    dtype: torch.dtype, causal: bool, padding_mask: torch.Tensor | None
+) -> None:
+    settings: dict[str, Any] = {"causal": causal, "padding_mask": padding_mask}
+    qk, v = query_and_value(dtype=dtype)
+    k = normal(BATCH, HEADS, SEQ, DIM, seed=3, dtype=dtype)
+    wide_qk, wide_k, wide_v = qk.double(), k.double(), v.double()
+    actual = value_and_gradients(full_attention, qk, v, **settings)
+    expected = value_and_gradients(reference.full_attention, wide_qk, wide_v, **settings)
+    assert_near_float64(actual, expected, dtype=dtype)
+    actual = value_and_gradients(full_standard_attention, qk, k, v, **settings)
+    expected = value_and_gradients(full_standard_attention, wide_qk, wide_k, wide_v, **settings)
+    assert_near_float64(actual, expected, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("attention", "broken_input"),
+    [
+        (full_attention, 0),
+        (full_attention, 1),
+        (full_standard_attention, 0),
+        (full_standard_attention, 1),
+        (full_standard_attention, 2),
+    ],
+)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("padding_mask", [None, padding()], ids=["whole", "padded"])
+def test_nan_in_one_row_passes_through_and_leaves_the_other_rows_alone(
+    attention: Callable[..., torch.Tensor],
+    broken_input: int,
+    causal: bool,
+    padding_mask: torch.Tensor | None,
+) -> None:
+    qk, v = query_and_value()
+    inputs = (qk, v) if attention is full_attention else (qk, normal(*qk.shape, seed=3), v)
+    settings: dict[str, Any] = {"causal": causal, "padding_mask": padding_mask}
+    clean = value_and_gradients(attention, *inputs, **settings)
+    inputs[broken_input][1, :, 3] = torch.nan
+    broken = value_and_gradients(attention, *inputs, **settings)
+    for after, before in zip(broken, clean, strict=True):
+        assert torch.equal(after[0], before[0])
+    out, query_gradient, *_ = broken
+    assert out[1].isnan().any()
+    assert query_gradient[1].isnan().any()
 
 
 @pytest.mark.parametrize(("batch", "seq"), [(0, SEQ), (BATCH, 0)])

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from reformer import full_standard_attention, local_attention
+from reformer.attention import reference
+from tests.reformer.attention.test_reference import NARROW, assert_near_float64
 from tests.reformer.helpers import (
     BATCH,
     DIM,
@@ -73,13 +75,19 @@ def test_padding_gives_zero_and_its_content_does_not_matter(causal: bool) -> Non
         assert tensor.isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_narrow_dtypes_stay_near_float64(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("causal", [True, False])
+def test_narrow_dtypes_stay_near_the_float64_twin(dtype: torch.dtype, causal: bool) -> None:
     narrow = [x.to(dtype) for x in three()]
-    out = local_attention(*narrow, chunk_length=5)
-    assert out.dtype == dtype
-    expected = local_attention(*(x.double() for x in narrow), chunk_length=5)
-    assert_all_close([out], [expected], tolerance=1e-5 if dtype == torch.float32 else 2e-2)
+    settings: dict[str, Any] = {
+        "chunk_length": 5,
+        "causal": causal,
+        "padding_mask": normal(BATCH, SEQ, seed=5) > -0.5,
+    }
+    actual = value_and_gradients(local_attention, *narrow, **settings)
+    wide = [x.double() for x in narrow]
+    expected = value_and_gradients(reference.local_attention, *wide, **settings)
+    assert_near_float64(actual, expected, dtype=dtype)
 
 
 @pytest.mark.parametrize(("batch", "seq"), [(0, SEQ), (BATCH, 0)])
@@ -88,13 +96,20 @@ def test_an_empty_input_gives_an_empty_output(batch: int, seq: int) -> None:
     assert local_attention(q, q, v, chunk_length=5).shape == v.shape
 
 
-def test_nan_in_one_row_leaves_the_other_rows_alone() -> None:
-    q, k, v = three()
-    clean = local_attention(q, k, v, chunk_length=5)
-    k[1, :, 3] = torch.nan
-    broken = local_attention(q, k, v, chunk_length=5)
-    assert torch.equal(broken[0], clean[0])
-    assert broken[1].isnan().any()
+@pytest.mark.parametrize("broken_input", [0, 1, 2], ids=["q", "k", "v"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_nan_in_one_row_passes_through_and_leaves_the_other_rows_alone(
+    broken_input: int, causal: bool
+) -> None:
+    inputs = three()
+    clean = value_and_gradients(local_attention, *inputs, chunk_length=5, causal=causal)
+    inputs[broken_input][1, :, 3] = torch.nan
+    broken = value_and_gradients(local_attention, *inputs, chunk_length=5, causal=causal)
+    for after, before in zip(broken, clean, strict=True):
+        assert torch.equal(after[0], before[0])
+    out, query_gradient, *_ = broken
+    assert out[1].isnan().any()
+    assert query_gradient[1].isnan().any()
 
 
 @pytest.mark.parametrize(

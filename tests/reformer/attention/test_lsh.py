@@ -7,6 +7,7 @@ from torch import Tensor
 
 from reformer import CrossPolytope, Random, full_attention, lsh_attention
 from reformer.attention import reference
+from reformer.attention.options import LSHOptions
 from reformer.hashing.buckets import LARGEST_COUNT
 from tests.reformer.helpers import (
     BATCH,
@@ -23,6 +24,14 @@ from tests.reformer.helpers import (
 )
 
 CAUSALITIES = ("strict", "bucket", "published")
+#: Who sees whom; a strict query never looks across a seam.
+MODES: dict[str, dict[str, Any]] = {
+    "strict": {"causality": "strict"},
+    "bucket": {"causality": "bucket"},
+    "published": {"causality": "published"},
+    "both ways": {"causal": False},
+    "both ways in a bucket": {"causal": False, "bucket_mask": True},
+}
 
 
 def one_bucket(rounds: int, seq: int = SEQ) -> Tensor:
@@ -31,6 +40,14 @@ def one_bucket(rounds: int, seq: int = SEQ) -> Tensor:
 
 def scattered_padding(seq: int = SEQ) -> Tensor:
     return normal(BATCH, seq, seed=5) > -0.5
+
+
+def sparse_padding() -> Tensor:
+    """So little that the last chunk of five holds real tokens, which a seam can show."""
+    real = torch.ones(BATCH, SEQ, dtype=torch.bool)
+    real[0, [0, 11]] = False
+    real[1, [0, 1, 17]] = False
+    return real
 
 
 def weights_of(qk: Tensor, **settings: Any) -> Tensor:
@@ -63,24 +80,33 @@ def test_one_bucket_one_round_one_chunk_is_full_attention(
 
 @pytest.mark.parametrize("rounds", [2, 5])
 @pytest.mark.parametrize("seams", ["masked", "reference"])
-def test_with_count_any_number_of_rounds_is_still_full_attention(rounds: int, seams: str) -> None:
-    qk, v = query_and_value()
-    settings: dict[str, Any] = {"n_hashes": rounds, "chunk_length": 31, "seams": seams}
-    actual = lsh_attention(qk, v, buckets=one_bucket(rounds), **settings)
-    assert_all_close([actual], [full_attention(qk, v)], tolerance=1e-12)
+@pytest.mark.parametrize("mode", MODES)
+def test_with_count_any_number_of_rounds_is_still_full_attention(mode: str, rounds: int, seams: str) -> None:
+    inputs, causal = query_and_value(), MODES[mode].get("causal", True)
+    settings: dict[str, Any] = {"n_hashes": rounds, "chunk_length": 31, "seams": seams, **MODES[mode]}
+    actual = value_and_gradients(lsh_attention, *inputs, buckets=one_bucket(rounds), **settings)
+    assert_all_close(actual, value_and_gradients(full_attention, *inputs, causal=causal), tolerance=1e-12)
 
 
-def test_with_count_small_chunks_are_full_attention_once_they_look_back_far_enough() -> None:
-    qk, v = query_and_value()
-    actual = lsh_attention(
-        qk,
-        v,
-        n_hashes=2,
-        chunk_length=5,
-        n_chunks_before=6,
-        buckets=torch.stack([one_bucket(1)[:, :, 0]] * 2, 2),
-    )
-    assert_all_close([actual], [full_attention(qk, v)], tolerance=1e-12)
+@pytest.mark.parametrize("rounds", [2, 5])
+@pytest.mark.parametrize("seams", ["masked", "reference"])
+@pytest.mark.parametrize("mode", MODES)
+def test_with_count_small_chunks_are_full_attention_once_they_look_far_enough(
+    mode: str, rounds: int, seams: str
+) -> None:
+    # One round shows every pair; the others show some of them again.
+    buckets = torch.cat([some_buckets(rounds - 1), one_bucket(1)], dim=2)
+    inputs, causal = query_and_value(), MODES[mode].get("causal", True)
+    settings: dict[str, Any] = {
+        "n_hashes": rounds,
+        "chunk_length": 5,
+        "n_chunks_before": 6,
+        "n_chunks_after": None if causal else 6,
+        "seams": seams,
+        **MODES[mode],
+    }
+    actual = value_and_gradients(lsh_attention, *inputs, buckets=buckets, **settings)
+    assert_all_close(actual, value_and_gradients(full_attention, *inputs, causal=causal), tolerance=1e-12)
 
 
 def test_with_count_many_rounds_converge_to_full_attention_and_with_sum_they_do_not() -> None:
@@ -152,6 +178,20 @@ def test_bucket_mask_hides_other_buckets_and_its_absence_shows_them() -> None:
     masked = weights_of(qk, bucket_mask=True, **settings)
     assert (masked[~same] == 0).all()
     assert (weights_of(qk, **settings)[~same] > 0).any()
+
+
+@pytest.mark.parametrize(("mode", "moves"), [("published", True), ("both ways", True), ("bucket", False)])
+def test_reference_seams_show_keys_of_another_round_but_not_of_another_bucket(mode: str, moves: bool) -> None:
+    qk, _ = query_and_value()
+    settings: dict[str, Any] = {
+        "n_hashes": 2,
+        "chunk_length": 5,
+        "buckets": some_buckets(2, count=11),
+        "padding_mask": sparse_padding(),
+        **MODES[mode],
+    }
+    masked, reference_seams = (weights_of(qk, seams=seams, **settings) for seams in ("masked", "reference"))
+    assert bool(((masked == 0) & (reference_seams > 0.01)).any()) == moves
 
 
 def test_published_with_a_bucket_mask_is_the_bucket_mode() -> None:
@@ -230,15 +270,22 @@ def pulled(qk: Tensor, v: Tensor, pull: Tensor, **settings: Any) -> tuple[Tensor
 
 @pytest.mark.parametrize("attention", [lsh_attention, reference.lsh_attention], ids=["fast", "dense"])
 @pytest.mark.parametrize("seams", ["masked", "reference"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("real", [scattered_padding(), sparse_padding()], ids=["scattered", "sparse"])
 def test_content_at_padding_does_not_matter_and_gets_no_gradient(
-    attention: Callable[..., Tensor], seams: str
+    attention: Callable[..., Tensor], seams: str, mode: str, real: Tensor
 ) -> None:
-    real = scattered_padding()
     qk, v = query_and_value()
     other_qk, other_v = query_and_value(seed=41)
-    buckets, other_buckets = some_buckets(2), some_buckets(2, count=11, seed=41)
+    buckets, other_buckets = some_buckets(2, count=11), some_buckets(2, count=13, seed=41)
     where = real[:, None, :, None]
-    settings: dict[str, Any] = {"n_hashes": 2, "chunk_length": 5, "seams": seams, "padding_mask": real}
+    settings: dict[str, Any] = {
+        "n_hashes": 2,
+        "chunk_length": 5,
+        "seams": seams,
+        "padding_mask": real,
+        **MODES[mode],
+    }
     actual = value_and_gradients(attention, qk, v, buckets=buckets, **settings)
     changed = value_and_gradients(
         attention,
@@ -280,9 +327,13 @@ def test_an_empty_input_gives_an_empty_output(attention: Callable[..., Tensor], 
 
 
 @pytest.mark.parametrize("seams", ["masked", "reference"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("hashing", [CrossPolytope(), Random()], ids=["content", "random"])
-def test_nan_in_one_row_passes_through_and_leaves_the_other_rows_alone(seams: str, hashing: Any) -> None:
-    qk, v = query_and_value()
+@pytest.mark.parametrize("broken_input", [0, 1], ids=["qk", "v"])
+def test_nan_in_one_row_passes_through_and_leaves_the_other_rows_alone(
+    seams: str, mode: str, hashing: Any, broken_input: int
+) -> None:
+    inputs = query_and_value()
     settings: dict[str, Any] = {
         "n_hashes": 2,
         "chunk_length": 5,
@@ -290,12 +341,16 @@ def test_nan_in_one_row_passes_through_and_leaves_the_other_rows_alone(seams: st
         "seams": seams,
         "hashing": hashing,
         "max_length": SEQ,
+        **MODES[mode],
     }
-    clean = lsh_attention(qk, v, **settings)
-    qk[1, :, 3] = torch.nan
-    broken = lsh_attention(qk, v, **settings)
-    assert torch.equal(broken[0], clean[0])
-    assert broken[1].isnan().any()
+    clean = value_and_gradients(lsh_attention, *inputs, **settings)
+    inputs[broken_input][1, :, 3] = torch.nan
+    broken = value_and_gradients(lsh_attention, *inputs, **settings)
+    for after, before in zip(broken, clean, strict=True):
+        assert torch.equal(after[0], before[0])
+    out, qk_gradient, _ = broken
+    assert out[1].isnan().any()
+    assert qk_gradient[1].isnan().any()
 
 
 def test_infinite_queries_do_not_leave_the_range_of_buckets() -> None:
@@ -416,31 +471,44 @@ def test_bucket_ids_far_apart_stay_apart(causality: str, seams: str) -> None:
 # Gradients, dropout, errors.
 
 
-@pytest.mark.parametrize("causality", ["strict", "published"])
 @pytest.mark.parametrize("duplicates", ["count", "sum"])
-@pytest.mark.parametrize("seams", ["masked", "reference"])
+@pytest.mark.parametrize(
+    ("mode", "seams"),
+    [
+        ("strict", "masked"),
+        *(
+            (mode, seams)
+            for mode in ("bucket", "published", "both ways")
+            for seams in ("masked", "reference")
+        ),
+    ],
+)
 def test_gradients_pass_finite_differences_through_sort_and_gather(
-    causality: str, duplicates: str, seams: str
+    mode: str, seams: str, duplicates: str
 ) -> None:
     seq = 11
-    qk, v = normal(1, 2, seq, 3, seed=1).requires_grad_(), normal(1, 2, seq, 5, seed=2).requires_grad_()
-    real = torch.ones(1, seq, dtype=torch.bool)
-    real[0, [0, 4, 10]] = False
-    buckets = some_buckets(3, seq, count=2)[:1, :2]
+    qk, v = normal(2, 1, seq, 5, seed=1).requires_grad_(), normal(2, 1, seq, 2, seed=2).requires_grad_()
+    # Little padding: the last chunk of four holds real tokens, for the seams to show.
+    real = torch.ones(2, seq, dtype=torch.bool)
+    real[0, 0] = False
+    real[1, [0, 4]] = False
+    buckets = some_buckets(3, seq, count=5, seed=2)[:, :1]
 
-    def function(qk: Tensor, v: Tensor) -> Tensor:
+    def function(qk: Tensor, v: Tensor, seams: str = seams) -> Tensor:
         return lsh_attention(
             qk,
             v,
             n_hashes=3,
             chunk_length=4,
-            causality=causality,
             duplicates=duplicates,
             seams=seams,
             buckets=buckets,
             padding_mask=real,
+            **MODES[mode],
         )
 
+    show_nothing = torch.allclose(function(qk, v, seams="masked"), function(qk, v, seams="reference"))
+    assert show_nothing == (mode not in ("published", "both ways"))
     assert torch.autograd.gradcheck(function, (qk, v))
 
 
@@ -492,6 +560,27 @@ def test_with_count_a_pair_is_dropped_whole_whatever_rounds_show_it() -> None:
     assert set(share.round().tolist()) == {0.0, 2.0}
 
 
+@pytest.mark.parametrize("seams", ["masked", "reference"])
+@pytest.mark.parametrize("mode", MODES)
+def test_so_is_a_pair_that_some_of_the_rounds_and_seams_show(mode: str, seams: str) -> None:
+    qk, _ = query_and_value()
+    buckets, real = some_buckets(5), sparse_padding()
+    shape: dict[str, Any] = {"n_hashes": 5, "chunk_length": 5, "seams": seams, **MODES[mode]}
+    shown = reference.times_shown(buckets, padding_mask=real, options=LSHOptions(**shape))
+    assert {0, 1, 2, 3} <= set(shown.unique().tolist())
+
+    def shares(duplicates: str) -> Tensor:
+        """What dropout of a quarter makes of each weight."""
+        settings = shape | {"duplicates": duplicates, "buckets": buckets, "padding_mask": real}
+        kept, dropped = (weights_of(qk, dropout_p=p, **settings) for p in (0.0, 0.25))
+        assert (dropped[kept == 0] == 0).all()
+        return dropped[kept > 0] / kept[kept > 0]
+
+    assert set(shares("count").round(decimals=9).tolist()) == {0.0, round(4 / 3, 9)}
+    # A sum is dropped window by window, which shows that these are pairs that could be dropped in part.
+    assert len(shares("sum").round(decimals=9).unique()) > 2
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -528,7 +617,10 @@ def test_more_tokens_than_an_index_can_name_is_a_value_error() -> None:
     ("change", "says"),
     [
         ({"qk": (BATCH, SEQ, DIM)}, r"qk of shape \(2, 29, 7\).*give \[batch, heads, seq, dim\]"),
-        ({"v": (BATCH, HEADS, 23, VALUE)}, r"v of \(2, 3, 23, 11\): batch, heads and seq differ"),
+        (
+            {"v": (BATCH, HEADS, 23, VALUE)},
+            r"v of \(2, 3, 23, 11\): batch, heads and seq differ; give v of \(2, 3, 29, 11\)",
+        ),
         ({"buckets": (BATCH, HEADS, 1, SEQ)}, r"buckets of shape \(2, 3, 1, 29\): give .* = \(2, 3, 2, 29\)"),
         (
             {"padding_mask": (1, SEQ)},

@@ -41,6 +41,19 @@ def test_unsorting_undoes_sorting() -> None:
     assert torch.equal(unsort_rows(sort_rows(x, order), order), x.unsqueeze(2).expand(-1, -1, 5, -1, -1))
 
 
+@given(st.integers(1, 4), st.integers(0, 23), st.integers(1, 9), st.integers(0, 2**16))
+def test_whatever_the_buckets_unsorting_undoes_sorting_and_slots_undo_positions(
+    rounds: int, seq: int, count: int, seed: int
+) -> None:
+    order = sort_by_bucket(some_buckets(rounds, seq, count=count, seed=seed))
+    every = torch.arange(seq).expand(BATCH, HEADS, rounds, seq)
+    assert torch.equal(order.positions.gather(-1, order.slots), every)
+    assert torch.equal(order.slots.gather(-1, order.positions), every)
+    x = normal(BATCH, HEADS, seq, DIM, seed=seed)
+    rows = x.unsqueeze(2).expand(-1, -1, rounds, -1, -1)
+    assert torch.equal(unsort_rows(sort_rows(x, order), order), rows)
+
+
 @pytest.mark.parametrize("move", [sort_rows, unsort_rows])
 def test_gradients_equal_those_of_a_plain_gather(move: object) -> None:
     order = sort_by_bucket(some_buckets(5))

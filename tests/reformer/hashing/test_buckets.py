@@ -1,3 +1,7 @@
+import re
+from functools import partial
+from typing import Any
+
 import pytest
 
 from reformer.hashing import buckets
@@ -59,3 +63,15 @@ def test_a_wrong_count_is_a_value_error_that_names_value_rule_and_mend(
 def test_the_mend_of_a_wrong_factor_is_itself_a_right_count() -> None:
     with pytest.raises(ValueError, match=r"use \(4, 6\) or None"):
         buckets.check((4, 5))
+
+
+@pytest.mark.parametrize(
+    "n_buckets",
+    [(), (8,), (2, 4, 6), [4, 6], [8], 8.0, float("nan"), True, "8", (4, 6.0), (True, 4), ((2, 2), 4)],
+    ids=str,
+)
+def test_what_is_neither_an_int_nor_two_is_a_value_error_too(n_buckets: Any, unchecked: None) -> None:
+    rule = "must be an int or a tuple of two; use one even number .*, or give a tuple of two even factors"
+    for check in (buckets.check, partial(buckets.check_power_of_two, family="any")):
+        with pytest.raises(ValueError, match=f"{re.escape(f'n_buckets={n_buckets!r}')}: {rule}"):
+            check(n_buckets)
