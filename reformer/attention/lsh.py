@@ -15,6 +15,7 @@ from reformer.attention.rounds import combine_rounds
 from reformer.attention.softmax import softmax_and_logsumexp
 from reformer.attention.sorting import SortOrder, sort_by_bucket, sort_rows, unsort_rows
 from reformer.attention.windows import Windows, window_masks
+from reformer.compilation import uncompiled
 from reformer.hashing import CrossPolytope
 from reformer.hashing.buckets import Buckets
 from reformer.hashing.family import HashFamily
@@ -126,9 +127,12 @@ def attend(
     if v.numel() == 0:
         return v.clone()
     if options.backend_on(qk.device) == "flash":
-        twin = partial(_attend_at_once, buckets=buckets, padding_mask=padding_mask, options=options)
+        twin = partial(_attend_at_once, options=options)
         pattern = flash_pattern(options, dim=qk.shape[-1])
-        return flash.attend(qk, v, buckets=buckets, padding_mask=padding_mask, pattern=pattern, twin=twin)
+        # Not compiled: it picks its tiles by what it finds.
+        return uncompiled(flash.attend)(
+            qk, v, buckets=buckets, padding_mask=padding_mask, pattern=pattern, twin=twin
+        )
     return _attend_at_once(qk, v, buckets=buckets, padding_mask=padding_mask, options=options)
 
 

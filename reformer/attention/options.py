@@ -127,8 +127,6 @@ class LSHOptions:
             return (
                 "chunk windows within a bucket (causality='bucket', bucket_mask) are not among its patterns"
             )
-        if torch.compiler.is_compiling():
-            return "it is not compiled"
         return ""
 
     @property

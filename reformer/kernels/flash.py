@@ -28,7 +28,7 @@ from torch import Tensor
 #: Pairs a group: few enough to stay in the cache, enough to be worth starting an operator on.
 PAIRS = 2**19
 #: Rows of the tape of a block of heads; of one head, if it is longer.
-ROWS = 2**14
+ROWS = 2**13
 #: By what codes are multiplied, and what its square hides: exact in floats, as it is a power of two.
 _UNIT = 2.0**50
 _HIDDEN = -(2.0**108)
@@ -41,6 +41,9 @@ _LOG2E = math.log2(math.e)
 _EXACT = {torch.float32: 2**24, torch.float64: 2**53}
 #: As in `reformer.attention.projection`.
 _EPSILON = 1e-6
+
+#: Of qk and v, with `buckets` and `padding_mask`.
+Twin = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ def attend(
     buckets: Int[Tensor, "batch heads rounds seq"],
     padding_mask: Bool[Tensor, "batch seq"] | None,
     pattern: Pattern,
-    twin: Callable[[Tensor, Tensor], Tensor],
+    twin: Twin,
 ) -> Float[Tensor, "batch heads seq value"]:
     """LSH attention on given buckets: a query attends to itself only where nothing else is left.
 
@@ -95,7 +98,7 @@ def attend(
         buckets: bucket ids.
         padding_mask: True at real tokens; outputs elsewhere are 0.
         pattern: which keys a query meets.
-        twin: the same function of qk and v, dropout aside, for whoever differentiates twice.
+        twin: the same function, dropout aside, for whoever differentiates twice; it must hold no tensor.
     """
     seed = int(torch.randint(2**62, ())) if pattern.dropout_p else 0
     out: Tensor = _Flash.apply(qk, v, buckets, padding_mask, pattern, seed, twin)  # type: ignore[no-untyped-call]
@@ -112,7 +115,7 @@ class _Flash(torch.autograd.Function):
         real: Tensor | None,
         pattern: Pattern,
         seed: int,
-        twin: Callable[[Tensor, Tensor], Tensor],
+        twin: Twin,
     ) -> Tensor:
         wide = torch.promote_types(qk.dtype, torch.float32)
         order = torch.empty(buckets.shape, dtype=torch.int32)
@@ -134,7 +137,8 @@ class _Flash(torch.autograd.Function):
             if ctx.pattern.dropout_p:
                 raise RuntimeError("second derivatives under attention dropout need backend='reference'")
             inputs = [x for x in (qk, v) if x.requires_grad]
-            found = torch.autograd.grad(ctx.twin(qk, v), inputs, gradients[0], create_graph=True)
+            again = ctx.twin(qk, v, buckets=_ranks(order), padding_mask=real)
+            found = torch.autograd.grad(again, inputs, gradients[0], create_graph=True)
             by_input = iter(found)
             return *(next(by_input) if x.requires_grad else None for x in (qk, v)), *[None] * 6
         dqk, dv = _beside(qk), _beside(v)
@@ -143,6 +147,13 @@ class _Flash(torch.autograd.Function):
             for block in _blocks(qk, v, real=real, pattern=ctx.pattern, seed=ctx.seed):
                 block.backward(order, out=out, logsumexp=logsumexp, dout=dout, dqk=dqk, dv=dv)
         return dqk, dv, *[None] * 6
+
+
+def _ranks(order: Int[Tensor, "*outer seq"]) -> Int[Tensor, "*outer seq"]:
+    """Bucket ids by position that are sorted like those that made this order."""
+    starts = order < 0
+    positions = torch.where(starts, ~order, order).long()
+    return torch.empty_like(positions).scatter_(-1, positions, starts.cumsum(-1))
 
 
 def _beside(x: Tensor) -> Tensor:
