@@ -10,6 +10,9 @@ from reformer.hashing import buckets as bucket_counts
 from reformer.hashing.buckets import Buckets
 from reformer.hashing.family import HashFamily, HashFunction
 
+#: Coordinates that are made at once to hash by.
+_COORDINATES = 2**23
+
 CAUSALITIES = ("strict", "bucket", "published")
 DUPLICATES = ("count", "sum")
 SEAMS = ("masked", "reference")
@@ -143,9 +146,26 @@ def hash_vectors(
     n_buckets: Buckets,
     generator: torch.Generator,
 ) -> Int[Tensor, "batch heads n_hashes seq"]:
-    """Bucket ids of unnormalised vectors: detached, in float32 (float64 if they are), autocast off."""
+    """Bucket ids of unnormalised vectors: detached, in float32 (float64 if they are), autocast off.
+
+    Some tokens at a time: the coordinates of all of them would be many times as large as the vectors.
+    """
+    batch, heads, seq, _ = qk.shape
+    # A bucket is an axis of two signs, so that a factor takes half as many coordinates.
+    per_token = batch * heads * n_hashes * sum(bucket_counts.factors(n_buckets)) // 2
+    block = max(1, _COORDINATES // max(1, per_token))
     with torch.no_grad(), torch.autocast(qk.device.type, enabled=False):
-        return hashing(_as_hashed(qk), n_hashes=n_hashes, n_buckets=n_buckets, generator=generator)
+        if seq <= block or not hashing.token_wise:
+            return hashing(_as_hashed(qk), n_hashes=n_hashes, n_buckets=n_buckets, generator=generator)
+        drawn = hash_function(
+            qk, hashing=hashing, n_hashes=n_hashes, n_buckets=n_buckets, generator=generator
+        )
+        ids = torch.empty(batch, heads, n_hashes, seq, dtype=torch.int32, device=qk.device)
+        for start in range(0, seq, block):
+            part = slice(start, min(start + block, seq))
+            positions = torch.arange(part.start, part.stop, device=qk.device)[None]
+            ids[..., part] = drawn(qk[:, :, part], positions)
+        return ids
 
 
 def hash_function(

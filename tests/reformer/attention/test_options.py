@@ -3,8 +3,11 @@ from typing import Any
 import pytest
 import torch
 
-from reformer import CrossPolytope, Hyperplane
+from harness.probes import CpuAllocator
+from reformer import CrossPolytope, HashFamily, Hyperplane
+from reformer.attention import options as options_module
 from reformer.attention.options import LSHOptions, hash_vectors
+from tests.reformer.hashing.test_family import FAMILIES
 from tests.reformer.helpers import BATCH, DIM, HEADS, SEQ, normal
 
 
@@ -110,3 +113,31 @@ def test_hashing_is_detached() -> None:
     ids = hash_vectors(vectors, hashing=CrossPolytope(), n_hashes=2, n_buckets=4, generator=torch.Generator())
     assert not ids.requires_grad
     assert ids.dtype == torch.int64
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+@pytest.mark.parametrize("coordinates", [1, 400, 3000])
+def test_tokens_hashed_some_at_a_time_get_the_same_buckets(
+    family: HashFamily, coordinates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qk = normal(BATCH, HEADS, SEQ, DIM, dtype=torch.float32)
+
+    def hashed() -> torch.Tensor:
+        generator = torch.Generator().manual_seed(3)
+        return hash_vectors(qk, hashing=family, n_hashes=5, n_buckets=8, generator=generator)
+
+    whole = hashed()
+    monkeypatch.setattr(options_module, "_COORDINATES", coordinates)
+    assert torch.equal(hashed().long(), whole.long())
+
+
+def test_hashing_makes_no_more_coordinates_at_once_than_it_may() -> None:
+    vectors = torch.randn(1, 2, 2**16, 8)
+    allocator = CpuAllocator(0)
+    with allocator.phase("forward"):
+        ids = hash_vectors(
+            vectors, hashing=CrossPolytope(), n_hashes=8, n_buckets=(64, 64), generator=torch.Generator()
+        )
+    (peak,) = [sample.values[0] for sample in allocator.samples() if sample.metric == "peak_alloc_bytes"]
+    # All at once they would be 256 MiB, beside the ids and what finding the largest takes.
+    assert peak - ids.nbytes < 3 * 4 * 2**23
