@@ -354,7 +354,8 @@ class _Block:
     def _places(self, positions: Tensor) -> Tensor:
         """Positions, scaled, those of padding after all others; if not causal, what padding is hidden by."""
         if self.pattern.causal:
-            places, nowhere = positions.to(self.wide) * _UNIT**2, 2.0**23 * _UNIT**2
+            exact = self.wide if self.seq < _EXACT[self.wide] else torch.float64
+            places, nowhere = positions.to(exact) * _UNIT**2, float(self.seq) * _UNIT**2
         else:
             places, nowhere = torch.zeros(positions.shape, dtype=self.wide), _HIDDEN
         if self.real is not None:
@@ -370,8 +371,8 @@ class _Block:
         size = max(1, PAIRS // (chunk * chunk * views))
         for first in range(0, self.chunks, size):
             end = min(first + size, self.chunks)
-            rows = slice(first * chunk, (end + views - 1) * chunk)
-            count = rows.stop - rows.start
+            count = (end - first + views - 1) * chunk
+            rows = slice(first * chunk, first * chunk + count)
             x = self.qk.pick(here.qk_rows[rows], room=self.room("x", count, self.dim))
             values = self.v.pick(here.v_rows[rows], room=self.room("values", count, self.value))
             keys = self.room("keys", count, self.dim)
@@ -379,6 +380,11 @@ class _Block:
             norms = squares.div_(self.dim).add_(_EPSILON).rsqrt_()
             keys = torch.mul(x, norms * (self.pattern.scale * _LOG2E), out=keys)
             yield _Group(first, end, x, keys, values, norms)
+
+    def rows(self, group: _Group) -> slice:
+        """The rows of a group, among those around the tape."""
+        chunk = self.pattern.chunk_length
+        return slice(group.first * chunk, (group.end + self.pattern.views - 1) * chunk)
 
     def room(self, name: str, *size: int) -> Tensor:
         """Scratch memory in the type that is computed in."""
@@ -400,7 +406,7 @@ class _Block:
 
     def bias(self, group: _Group, here: _Round, *, out: Tensor) -> Tensor:
         """0 where a group's queries see a key, a large negative number elsewhere."""
-        rows = slice(group.first * self.pattern.chunk_length, None)
+        rows = self.rows(group)
         if self.pattern.strict:
             difference, limit = self._differences(here.codes[rows], group)
             bias = torch.addcmul(limit, difference, difference, value=-1, out=out)

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.attention --lengths 1024 4096 16384 --n-hashes 4 --threads 2
 
 Every layer has its projections. The implementations take turns, so that a slow moment of the machine meets
-all of them; shown are medians. The floor is the time that the layer's matrix products, and nothing else, would
+all of them; shown are medians. The floor is the time that the layer's matrix products alone would
 take at the rate that this run measures for products of the size of a chunk. Needs the extra `peers`.
 """
 
