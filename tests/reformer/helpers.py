@@ -71,7 +71,7 @@ def small_config(**settings: Any) -> ReformerConfig:
         "max_length": 31,
         "d_model": 14,
         "d_ff": 17,
-        "n_heads": 2,
+        "n_heads": 3,
         "d_head": 5,
         "n_layers": 3,
         "n_hashes": 2,

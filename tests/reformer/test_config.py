@@ -104,7 +104,7 @@ def test_a_config_is_a_value() -> None:
         ({"layers": ("lsh", "lhs")}, "layers='lhs': use one of lsh, local, full, full_standard, oracle"),
         (
             {"d_model": 13, "d_head": None},
-            "d_model=13: not divisible by n_heads=2; use d_model=14 or set d_head",
+            "d_model=13: not divisible by n_heads=3; use d_model=15 or set d_head",
         ),
         ({"dropout": 1.0}, "dropout=1.0: a share; give 0 ≤ dropout < 1"),
         ({"attention_dropout": -0.5}, "attention_dropout=-0.5: a share; give 0 ≤ attention_dropout < 1"),

@@ -458,7 +458,7 @@ STREAMS = {"checkpoint": 2, "reversible": 0, "reversible_exact": 0}
 
 @pytest.mark.parametrize(("residual", "streams"), STREAMS.items())
 def test_a_layer_keeps_its_buckets_and_no_activation_but_its_streams(residual: str, streams: int) -> None:
-    buckets = tensor_bytes(BATCH, 2, 2, 509, dtype=torch.int32)
+    buckets = tensor_bytes(BATCH, 3, 2, 509, dtype=torch.int32)
     stream = tensor_bytes(BATCH, 509, 62)
     a_layer = (kept_for_backward(residual, 7) - kept_for_backward(residual, 2)) / 5
     assert a_layer == pytest.approx(buckets + streams * stream, abs=512)
@@ -466,14 +466,14 @@ def test_a_layer_keeps_its_buckets_and_no_activation_but_its_streams(residual: s
 
 @pytest.mark.parametrize(("residual", "streams"), STREAMS.items())
 def test_the_training_peak_grows_with_depth_by_what_a_layer_keeps(residual: str, streams: int) -> None:
-    buckets = tensor_bytes(BATCH, 2, 2, 509, dtype=torch.int32)
+    buckets = tensor_bytes(BATCH, 3, 2, 509, dtype=torch.int32)
     stream = tensor_bytes(BATCH, 509, 62)
     a_layer = (peak_without_gradients(residual, 7) - peak_without_gradients(residual, 2)) / 5
     assert a_layer < 2 * buckets + streams * stream
 
 
 def test_keeping_everything_costs_far_more_a_layer() -> None:
-    buckets = tensor_bytes(BATCH, 2, 2, 509, dtype=torch.int32)
+    buckets = tensor_bytes(BATCH, 3, 2, 509, dtype=torch.int32)
     stream = tensor_bytes(BATCH, 509, 62)
     assert 5 * buckets < stream
     assert (kept_for_backward("plain", 7) - kept_for_backward("plain", 2)) / 5 > 10 * stream
