@@ -31,7 +31,7 @@ from reformer.attention.modules import (
 from reformer.attention.rotary import rotate
 from reformer.config import ATTENTION_KINDS
 from reformer.randomness import dropout, generator
-from tests.reformer.helpers import BATCH, SEQ, assert_all_close, normal, small_config
+from tests.reformer.helpers import BATCH, HEADS, SEQ, assert_all_close, normal, small_config
 
 WIDTH = 14
 LAYER = 2
@@ -72,7 +72,7 @@ def test_a_shared_layer_is_lsh_attention_between_its_projections() -> None:
     x = some_input()
     out, buckets = call(module)
     assert buckets is not None
-    assert (buckets.dtype, buckets.shape) == (torch.int32, (BATCH, 2, 2, SEQ))
+    assert (buckets.dtype, buckets.shape) == (torch.int32, (BATCH, HEADS, 2, SEQ))
     qk, v = heads(x @ module.query_key.weight.T), heads(x @ module.value.weight.T)
     settings: dict[str, Any] = {"n_hashes": 2, "chunk_length": 7}
     expected = lsh_attention(qk, v, n_buckets=4, generator=generator(0, LAYER, 0), **settings)
@@ -300,7 +300,7 @@ def test_draws_and_layers_have_rotations_of_their_own() -> None:
 def test_given_buckets_are_used_and_handed_on() -> None:
     module = build()
     own = call(module)
-    given = torch.zeros(BATCH, 2, 2, SEQ, dtype=torch.int32)
+    given = torch.zeros(BATCH, HEADS, 2, SEQ, dtype=torch.int32)
     attended = module(some_input(), call=AttentionCall(), buckets=given)
     assert attended.buckets is given
     assert not torch.allclose(attended.out, own.out)
