@@ -389,3 +389,22 @@ def test_the_training_peak_of_a_reversible_decoder_does_not_grow_with_depth() ->
     a_layer = (measured(peak, "reversible", 5) - measured(peak, "reversible", 2)) / 3
     assert a_layer < 1.1 * gradients + 2 * buckets
     assert (measured(peak, "plain", 5) - measured(peak, "plain", 2)) / 3 > 10 * a_layer
+
+
+def test_encoder_and_decoder_each_draw_once_a_training_forward_and_keep_count() -> None:
+    model = build()
+
+    def drawn(model: ReformerEncoderDecoder) -> list[int]:
+        return [int(part.get_extra_state()["draw"]) for part in (model.encoder, model.decoder)]
+
+    source, tokens, targets = sequences()
+    model.loss(source, tokens, targets).backward()
+    model.loss(source, tokens, targets)
+    assert drawn(model) == [2, 2]
+    model.eval()
+    model.loss(source, tokens, targets)
+    model.generate(source, tokens[:, :2], max_new_tokens=2)
+    assert drawn(model) == [2, 2]
+    other = build()
+    other.load_state_dict(model.state_dict())
+    assert drawn(other) == [2, 2]

@@ -26,6 +26,7 @@ from tests.reformer.helpers import (
     small_tokens,
     with_residual,
 )
+from tests.reformer.memory import allocations, tensor_bytes
 
 KINDS = ATTENTION_KINDS
 FAMILIES = (CrossPolytope(), Hyperplane(), Random())
@@ -526,3 +527,29 @@ def test_with_dropout_the_global_stream_goes_on_as_dropout_alone_moves_it() -> N
     assert torch.equal(*places)
     torch.manual_seed(3)
     assert not torch.equal(torch.get_rng_state(), places[0])
+
+
+# Memory.
+
+
+def peak_of_training(**settings: Any) -> int:
+    """Bytes at the fullest moment of a loss and its gradients, in float32."""
+    model = small_model(
+        dtype=torch.float32, max_length=509, chunk_length=37, residual="reversible", n_layers=2, **settings
+    )
+    tokens = integers(23, BATCH, 509)
+    return allocations(lambda: model.loss(tokens, tokens).backward()).peak
+
+
+def test_no_more_logits_than_a_block_s_are_ever_there() -> None:
+    vocab_size = 6007
+    logits = tensor_bytes(BATCH, 509, vocab_size)
+    assert peak_of_training(vocab_size=vocab_size, loss_chunk_length=13) < 0.5 * logits
+    assert peak_of_training(vocab_size=vocab_size) > logits
+
+
+def test_no_more_wide_activations_than_a_block_s_are_ever_there() -> None:
+    d_ff = 6007
+    wide = tensor_bytes(BATCH, 509, d_ff)
+    assert peak_of_training(d_ff=d_ff, ff_chunk_length=13) < 0.5 * wide
+    assert peak_of_training(d_ff=d_ff) > wide

@@ -183,8 +183,12 @@ LAWS: list[tuple[HashFamily, Buckets]] = [
     (CrossPolytope(), 2),
     (CrossPolytope(), 16),
     (CrossPolytope(), (4, 6)),
+    # As many as an automatic count makes.
+    (CrossPolytope(), 128),
+    (CrossPolytope(), (16, 16)),
     (Hyperplane(), 2),
     (Hyperplane(), 16),
+    (Hyperplane(), 256),
     (BitSampling(), 2),
     (BitSampling(), 32),
     (BitSampling(), (2, 4)),
