@@ -22,7 +22,7 @@ from harness.metrics.names import column_name, split_column
 from harness.metrics.quality import by_hash_seed
 from harness.record import TrialRecord
 from harness.statistics import CONFIDENCE
-from harness.store import Study, Unreadable
+from harness.store import Study, Unreadable, lists_by_name
 
 #: Columns that every table of trials has, also an empty one.
 IDENTITY = ("trial_id", "study", "experiment", "outcome", "code", "cell", "started_at", "duration_s")
@@ -49,14 +49,7 @@ def load(study_path: Path) -> pd.DataFrame:
 
 def typed_levels(info: Mapping[str, Any]) -> dict[str, list[str]]:
     """Swept keys and their levels as typed, from the content of `study.json`; empty if that is damaged."""
-    factors = info.get("factors")
-    if not isinstance(factors, Mapping):
-        return {}
-    return {
-        str(key): [str(level) for level in levels]
-        for key, levels in factors.items()
-        if isinstance(levels, (list, tuple))
-    }
+    return lists_by_name(info.get("factors"))
 
 
 def table(records: Iterable[TrialRecord], *, study: str, factors: Iterable[str] = ()) -> pd.DataFrame:

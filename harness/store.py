@@ -123,7 +123,7 @@ class Study:
         if not isinstance(info, dict):
             return {}
         return {
-            key: _lists_by_name(value) if key in ("factors", "overrides") else value
+            key: lists_by_name(value) if key in ("factors", "overrides") else value
             for key, value in info.items()
         }
 
@@ -145,14 +145,14 @@ class Study:
         os.replace(path, folder / name)
 
 
-def _lists_by_name(value: object) -> dict[str, list[str]]:
+def lists_by_name(value: object) -> dict[str, list[str]]:
     """Levels by key, or words by trial, without what is neither."""
     if not isinstance(value, Mapping):
         return {}
     return {
         str(name): [str(entry) for entry in entries]
         for name, entries in value.items()
-        if isinstance(entries, list)
+        if isinstance(entries, (list, tuple))
     }
 
 

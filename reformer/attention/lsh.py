@@ -1,6 +1,5 @@
 """LSH attention: sort by hash bucket, attend within chunks, combine rounds."""
 
-import math
 from functools import partial
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from reformer.attention import chunking, masking
 from reformer.attention.options import LSHOptions, check_inputs, resolve_buckets
-from reformer.attention.projection import unit_keys
+from reformer.attention.projection import EPSILON, key_scale, unit_keys
 from reformer.attention.rounds import combine_rounds
 from reformer.attention.softmax import softmax_and_logsumexp
 from reformer.attention.sorting import SortOrder, sort_by_bucket, sort_rows, unsort_rows
@@ -145,7 +144,8 @@ def flash_pattern(options: LSHOptions, *, dim: int) -> flash.Pattern:
         strict=options.strict,
         causal=options.causal,
         count=options.duplicates == "count",
-        scale=1 / math.sqrt(dim) if options.logit_scale == "trax" else 1 / dim,
+        scale=key_scale(dim, logit_scale=options.logit_scale),
+        epsilon=EPSILON,
         dropout_p=options.dropout_p,
     )
 

@@ -17,8 +17,12 @@ def unit_keys(qk: Float[Tensor, "*rows dim"], *, logit_scale: str = "trax") -> F
 
     Source: Kitaev, Kaiser, Levskaya 2020, §2 "Shared-QK Transformer"; the ε is Trax's.
     """
-    dim = qk.shape[-1]
     wide = qk if qk.dtype == torch.float64 else qk.float()
-    scale = 1 / math.sqrt(dim) if logit_scale == "trax" else 1 / dim
+    scale = key_scale(qk.shape[-1], logit_scale=logit_scale)
     keys = wide * (wide.square().mean(dim=-1, keepdim=True) + EPSILON).rsqrt() * scale
     return keys.to(qk.dtype)
+
+
+def key_scale(dim: int, *, logit_scale: str) -> float:
+    """What keys of length √dim are multiplied by."""
+    return 1 / math.sqrt(dim) if logit_scale == "trax" else 1 / dim

@@ -16,7 +16,7 @@ large that the square of a difference is a penalty at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,6 @@ _ALONE = -1e28
 _LOG2E = math.log2(math.e)
 #: Floats are exact integers up to here.
 _EXACT = {torch.float32: 2**24, torch.float64: 2**53}
-#: As in `reformer.attention.projection`.
-_EPSILON = 1e-6
 
 #: Of qk and v, with `buckets` and `padding_mask`.
 Twin = Callable[..., Tensor]
@@ -58,6 +56,7 @@ class Pattern:
         causal: it sees no later position.
         count: a pair counts once however many rounds show it; else once a round.
         scale: what keys are multiplied by after they have length √dim.
+        epsilon: what is added to the mean square of a query that makes a key.
         dropout_p: share of weights dropped.
     """
 
@@ -68,6 +67,7 @@ class Pattern:
     causal: bool
     count: bool
     scale: float
+    epsilon: float
     dropout_p: float = 0.0
 
     @property
@@ -151,9 +151,14 @@ class _Flash(torch.autograd.Function):
 
 def _ranks(order: Int[Tensor, "*outer seq"]) -> Int[Tensor, "*outer seq"]:
     """Bucket ids by position that are sorted like those that made this order."""
-    starts = order < 0
-    positions = torch.where(starts, ~order, order).long()
+    positions, starts = _read(order)
     return torch.empty_like(positions).scatter_(-1, positions, starts.cumsum(-1))
+
+
+def _read(order: Int[Tensor, "*outer seq"]) -> tuple[Int[Tensor, "*outer seq"], Bool[Tensor, "*outer seq"]]:
+    """Positions in their order, and where a bucket starts."""
+    starts = order < 0
+    return torch.where(starts, ~order, order).long(), starts
 
 
 def _beside(x: Tensor) -> Tensor:
@@ -168,10 +173,12 @@ def _blocks(qk: Tensor, v: Tensor, *, real: Tensor | None, pattern: Pattern, see
     fits = max(1, ROWS // max(1, seq))
     row_step, head_step = (fits // heads, heads) if fits >= heads else (1, fits)
     scratch = _Scratch()
+    layouts = (_Layout.of(qk), _Layout.of(v))
     for row in range(0, batch, row_step):
         for head in range(0, heads, head_step):
             part = (slice(row, row + row_step), slice(head, head + head_step))
-            yield _Block(qk, v, part=part, real=real, pattern=pattern, seed=seed, scratch=scratch)
+            rows = [_Rows(layout, x, part) for layout, x in zip(layouts, (qk, v), strict=True)]
+            yield _Block(qk, v, rows=rows, part=part, real=real, pattern=pattern, seed=seed, scratch=scratch)
 
 
 class _Scratch:
@@ -189,19 +196,31 @@ class _Scratch:
         return held[:needed].view(size)
 
 
-class _Rows:
-    """Vectors of a block as rows that can be picked by number, without copying them first."""
+@dataclass(frozen=True)
+class _Layout:
+    """Vectors as rows that can be picked by number, and how many rows apart batch rows, heads, tokens lie."""
 
-    def __init__(self, x: Tensor, part: tuple[slice, slice]) -> None:
-        batch, heads, seq, dim = x.shape
-        if x.transpose(1, 2).is_contiguous():
-            self.flat = x.transpose(1, 2).reshape(-1, dim)
-            steps = (seq * heads, 1, heads)
-        else:
-            self.flat = x.contiguous().reshape(-1, dim)
-            steps = (heads * seq, seq, 1)
-        rows = torch.arange(batch)[part[0], None] * steps[0] + torch.arange(heads)[part[1]] * steps[1]
-        self.first, self.step = rows.flatten(), steps[2]
+    flat: Float[Tensor, "rows dim"]
+    steps: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "batch heads seq dim"]) -> _Layout:
+        """Without a copy where heads lie beside each other in memory, or one after the other."""
+        _, heads, seq, dim = x.shape
+        beside = x.transpose(1, 2)
+        if beside.is_contiguous():
+            return cls(beside.reshape(-1, dim), (seq * heads, 1, heads))
+        return cls(x.contiguous().reshape(-1, dim), (heads * seq, seq, 1))
+
+
+class _Rows:
+    """Vectors of a block as rows that can be picked by number."""
+
+    def __init__(self, layout: _Layout, x: Tensor, part: tuple[slice, slice]) -> None:
+        batch, heads = x.shape[:2]
+        row_step, head_step, self.step = layout.steps
+        rows = torch.arange(batch)[part[0], None] * row_step + torch.arange(heads)[part[1]] * head_step
+        self.flat, self.first = layout.flat, rows.flatten()
 
     def ids(self, positions: Int[Tensor, "tapes seq"]) -> Int[Tensor, "tapes seq"]:
         """Numbers of the rows at these positions of each head."""
@@ -263,6 +282,7 @@ class _Block:
         qk: Tensor,
         v: Tensor,
         *,
+        rows: Sequence[_Rows],
         part: tuple[slice, slice],
         real: Tensor | None,
         pattern: Pattern,
@@ -281,7 +301,7 @@ class _Block:
         self.row_chunks = self.heads * self.tape_chunks
         self.step = self.row_chunks + gap
         self.chunks = self.batch * self.step - gap
-        self.qk, self.v = _Rows(qk, part), _Rows(v, part)
+        self.qk, self.v = rows
         self.number = part[0].start * qk.shape[1] + part[1].start
 
     # Rounds.
@@ -310,9 +330,7 @@ class _Block:
         slot = first.view(-1, 1) * self.pattern.chunk_length + torch.arange(self.seq)
         earlier: list[Tensor] = []
         for index in range(order.shape[2]):
-            entries = order[self.part][:, :, index].reshape(self.tapes, self.seq)
-            starts = entries < 0
-            positions = torch.where(starts, ~entries, entries).long()
+            positions, starts = _read(order[self.part][:, :, index].reshape(self.tapes, self.seq))
             tokens = positions + torch.arange(self.tapes)[:, None] * self.seq
             slots = torch.empty(tokens.numel(), dtype=torch.int64)
             slots[tokens.flatten()] = slot.flatten()
@@ -377,7 +395,7 @@ class _Block:
             values = self.v.pick(here.v_rows[rows], room=self.room("values", count, self.value))
             keys = self.room("keys", count, self.dim)
             squares = torch.mul(x, x, out=keys).sum(dim=-1, keepdim=True)
-            norms = squares.div_(self.dim).add_(_EPSILON).rsqrt_()
+            norms = squares.div_(self.dim).add_(self.pattern.epsilon).rsqrt_()
             keys = torch.mul(x, norms * (self.pattern.scale * _LOG2E), out=keys)
             yield _Group(first, end, x, keys, values, norms)
 
@@ -385,6 +403,10 @@ class _Block:
         """The rows of a group, among those around the tape."""
         chunk = self.pattern.chunk_length
         return slice(group.first * chunk, (group.end + self.pattern.views - 1) * chunk)
+
+    def slots(self, group: _Group) -> slice:
+        """The slots of a group on the tape."""
+        return slice(group.first * self.pattern.chunk_length, group.end * self.pattern.chunk_length)
 
     def room(self, name: str, *size: int) -> Tensor:
         """Scratch memory in the type that is computed in."""
@@ -433,7 +455,7 @@ class _Block:
         queries = self.queries(codes - (low + high) / 2 * _UNIT, group).unsqueeze(-1)
         keys = self.windows(codes, group).unsqueeze(1)
         # Differences are whole numbers and a half, or whole ones: nothing lies on this limit.
-        limit = torch.tensor(((high - low + 1) / 2 * _UNIT) ** 2 * 1.0, dtype=codes.dtype)
+        limit = torch.tensor(((high - low + 1) / 2 * _UNIT) ** 2, dtype=codes.dtype)
         size = (group.n_chunks, self.pattern.chunk_length, keys.shape[-1])
         room = self.scratch.room("difference", *size, dtype=codes.dtype)
         return torch.sub(queries, keys, out=room), limit
@@ -451,7 +473,11 @@ class _Block:
     def keep(self, group: _Group, here: _Round, *, size: torch.Size) -> Tensor:
         """What dropout multiplies a group's weights by, the same whenever it is asked."""
         number = (self.number * 2**20 + here.index) * 2**24 + group.first
-        random = torch.Generator().manual_seed((self.seed + number * 0x9E3779B97F4A7C15) % 2**63)
+        return self._drawn(number * 0x9E3779B97F4A7C15, size=size)
+
+    def _drawn(self, number: int, *, size: torch.Size) -> Tensor:
+        """0 where something is dropped, elsewhere what makes up for it."""
+        random = torch.Generator().manual_seed((self.seed + number) % 2**63)
         kept = 1 - self.pattern.dropout_p
         return torch.empty(size, dtype=self.wide).bernoulli_(kept, generator=random).div_(kept)
 
@@ -466,9 +492,9 @@ class _Block:
 
     def forward(self, order: Tensor, *, out: Tensor, logsumexp: Tensor) -> None:
         """Attend, and write the results where they belong."""
-        slots = self.chunks * self.pattern.chunk_length
-        rooms = [self.room(name, slots, self.value) for name in ("attended", "attended before")]
-        sums = self.room("sums", slots)
+        count = self.chunks * self.pattern.chunk_length
+        rooms = [self.room(name, count, self.value) for name in ("attended", "attended before")]
+        sums = self.room("sums", count)
         attended = rooms[0]
         before: _Round | None = None
         for here in self.rounds(order):
@@ -478,11 +504,11 @@ class _Block:
                 sums = sums.index_select(0, moved)
             for group in self.groups(here):
                 part, sum_part = self._attend(group, here)
-                rows = slice(group.first * self.pattern.chunk_length, group.end * self.pattern.chunk_length)
+                slots = self.slots(group)
                 if before is None:
-                    attended[rows], sums[rows] = part, sum_part
+                    attended[slots], sums[slots] = part, sum_part
                 else:
-                    _merge(attended[rows], sums[rows], part, sum_part)
+                    _merge(attended[slots], sums[slots], part, sum_part)
             before = here
         assert before is not None
         room = self.room("by token", len(before.slots), self.value)
@@ -522,10 +548,8 @@ class _Block:
     def _keep_lonely(self, tokens: Tensor) -> Tensor:
         if not self.pattern.dropout_p:
             return torch.ones(1, dtype=self.wide)
-        random = torch.Generator().manual_seed((self.seed + ~self.number) % 2**63)
-        kept = 1 - self.pattern.dropout_p
-        every = torch.empty(self.tapes * self.seq, dtype=self.wide).bernoulli_(kept, generator=random)
-        return every[tokens].unsqueeze(-1) / kept
+        every = self._drawn(~self.number, size=torch.Size([self.tapes * self.seq]))
+        return every[tokens].unsqueeze(-1)
 
     # Backward.
 
@@ -549,9 +573,8 @@ class _Block:
             dx_tape = self.room("dx tape", around, self.dim).zero_()
             dv_tape = self.room("dv tape", around, self.value).zero_()
             for group in self.groups(here):
-                slots = slice(group.first * self.pattern.chunk_length, group.end * self.pattern.chunk_length)
-                tokens = here.tokens[slots]
-                rows = slice(slots.start, slots.start + len(group.x))
+                tokens = here.tokens[self.slots(group)]
+                rows = self.rows(group)
                 self._backward(
                     group,
                     here,

@@ -12,7 +12,7 @@ from harness.probes import CpuAllocator
 from reformer import lsh_attention
 from reformer.attention import reference
 from reformer.kernels import flash
-from tests.reformer.helpers import pairwise
+from tests.reformer.helpers import assert_all_close, pairwise, value_and_gradients
 
 BATCH, HEADS, DIM, VALUE = 2, 3, 7, 11
 FACTORS: dict[str, tuple[Any, ...]] = {
@@ -65,19 +65,6 @@ def inputs(
     return normal(DIM), normal(VALUE), settings
 
 
-def results(attention: Any, qk: Tensor, v: Tensor, **settings: Any) -> list[Tensor]:
-    """The output and both gradients."""
-    out = attention(qk, v, **settings)
-    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out.dtype)
-    return [out.detach(), *torch.autograd.grad(out, (qk, v), upstream)]
-
-
-def assert_near(found: list[Tensor], expected: list[Tensor], *, tolerance: float) -> None:
-    for one, other in zip(found, expected, strict=True):
-        scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
-        assert float((one.double() - other.double()).abs().max()) <= tolerance * scale
-
-
 @pytest.mark.parametrize("row", pairwise(FACTORS))
 def test_values_and_gradients_are_those_of_the_dense_twin(
     row: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -85,8 +72,10 @@ def test_values_and_gradients_are_those_of_the_dense_twin(
     monkeypatch.setattr(flash, "PAIRS", row["pairs"])
     monkeypatch.setattr(flash, "ROWS", row["rows"])
     qk, v, settings = inputs(row)
-    expected = results(reference.lsh_attention, qk, v, **settings)
-    assert_near(results(lsh_attention, qk, v, backend="flash", **settings), expected, tolerance=1e-12)
+    expected = value_and_gradients(reference.lsh_attention, qk, v, **settings)
+    assert_all_close(
+        value_and_gradients(lsh_attention, qk, v, backend="flash", **settings), expected, tolerance=1e-12
+    )
 
 
 ROW: dict[str, Any] = {name: levels[-1] for name, levels in FACTORS.items()} | {"padding": "scattered"}
@@ -98,32 +87,32 @@ ROW: dict[str, Any] = {name: levels[-1] for name, levels in FACTORS.items()} | {
 def test_narrow_types_stay_near_the_twin_in_float64(mode: str, duplicates: str, dtype: torch.dtype) -> None:
     qk, v, settings = inputs({**ROW, "mode": mode, "duplicates": duplicates}, dtype=dtype)
     wide = [x.detach().double().requires_grad_() for x in (qk, v)]
-    expected = results(reference.lsh_attention, *wide, **settings)
-    found = results(lsh_attention, qk, v, backend="flash", **settings)
+    expected = value_and_gradients(reference.lsh_attention, *wide, **settings)
+    found = value_and_gradients(lsh_attention, qk, v, backend="flash", **settings)
     assert {x.dtype for x in found} == {dtype}
-    assert_near(found, expected, tolerance=TOLERANCE[dtype])
+    assert_all_close(found, expected, tolerance=TOLERANCE[dtype])
 
 
 def test_how_it_is_cut_changes_nothing_beyond_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     qk, v, settings = inputs(ROW)
-    whole = results(lsh_attention, qk, v, backend="flash", **settings)
+    whole = value_and_gradients(lsh_attention, qk, v, backend="flash", **settings)
     monkeypatch.setattr(flash, "ROWS", 1)
-    assert_near(results(lsh_attention, qk, v, **settings), whole, tolerance=1e-14)
+    assert_all_close(value_and_gradients(lsh_attention, qk, v, **settings), whole, tolerance=1e-14)
 
 
 def test_codes_beyond_what_floats_hold_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then they are float64: with float32 they would merge."""
     row = {**ROW, "mode": "strict", "padding": "none"}
     qk, v, settings = inputs(row, dtype=torch.float32)
-    expected = results(lsh_attention, qk, v, **settings)
+    expected = value_and_gradients(lsh_attention, qk, v, **settings)
     monkeypatch.setattr(flash, "_EXACT", {torch.float32: 1, torch.float64: 2**53})
-    assert_near(results(lsh_attention, qk, v, **settings), expected, tolerance=1e-6)
+    assert_all_close(value_and_gradients(lsh_attention, qk, v, **settings), expected, tolerance=1e-6)
 
 
 def test_given_buckets_are_left_alone() -> None:
     qk, v, settings = inputs(ROW)
     before = settings["buckets"].clone()
-    results(lsh_attention, qk, v, backend="flash", **settings)
+    value_and_gradients(lsh_attention, qk, v, backend="flash", **settings)
     assert torch.equal(settings["buckets"], before)
 
 
