@@ -119,7 +119,8 @@ def _one_line(error: BaseException) -> str:
 def _serve(replies: TextIO) -> None:
     """Answer requests until the parent closes its end, or dies, which closes it too."""
     import harness.codec
-    import harness.worker_environment  # noqa: F401  (imported once here, inherited by every child)
+    import harness.worker_environment  # noqa: F401  (both are imported once here, inherited by every child)
+    import reformer.kernels.native
 
     requests = _Requests(sys.stdin.fileno())
     _send(replies, {"protocol": PROTOCOL, "harness": str(Path(__file__).parent)})
@@ -127,6 +128,8 @@ def _serve(replies: TextIO) -> None:
         if request["op"] == "decode":
             _send(replies, {"results": _decode_all(request["configs"], request.get("check_device", False))})
         elif request["op"] == "run":
+            # Compiled here, if nobody has yet, and not within what the first trial measures.
+            reformer.kernels.native.missing()
             _run(request, requests, replies)
         else:
             _send(replies, {"error": f"unknown request {request['op']!r}"})

@@ -1,5 +1,6 @@
 """LSH attention: sort by hash bucket, attend within chunks, combine rounds."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -18,7 +19,10 @@ from reformer.compilation import uncompiled
 from reformer.hashing import CrossPolytope
 from reformer.hashing.buckets import Buckets
 from reformer.hashing.family import HashFamily
-from reformer.kernels import flash
+from reformer.kernels import flash, native, union
+
+#: Backends that compute one softmax over all rounds.
+ENGINES: Mapping[str, union.Engine] = {"native": native, "flash": flash}
 
 
 def lsh_attention(
@@ -75,8 +79,9 @@ def lsh_attention(
         buckets: bucket ids to use instead of hashing.
         padding_mask: True at real tokens; outputs elsewhere are 0.
         dropout_p: share of attention weights dropped.
-        backend: `auto`, the fastest that can; `flash`, tile by tile on the CPU, which keeps one integer a
-            token and round for backward; or `reference`, whole rounds at once, for every mode and device.
+        backend: `auto`, the fastest that can; `native`, a C++ kernel for the CPU that is compiled on first
+            use, or `flash`, tile by tile in torch: both keep one integer a token and round for backward; or
+            `reference`, whole rounds at once, for every mode, type and device.
 
     Raises:
         ValueError: names the value, the rule and the mend.
@@ -125,19 +130,24 @@ def attend(
     check_inputs(qk, v, padding_mask=padding_mask)
     if v.numel() == 0:
         return v.clone()
-    if options.backend_on(qk.device) == "flash":
-        twin = partial(_attend_at_once, options=options)
-        pattern = flash_pattern(options, dim=qk.shape[-1])
-        # Not compiled: it picks its tiles by what it finds.
-        return uncompiled(flash.attend)(
-            qk, v, buckets=buckets, padding_mask=padding_mask, pattern=pattern, twin=twin
+    engine = ENGINES.get(options.backend_on(qk.device, dtype=torch.promote_types(qk.dtype, v.dtype)))
+    if engine:
+        # Not compiled: they cut their work by what they find.
+        return uncompiled(union.attend)(
+            qk,
+            v,
+            buckets=buckets,
+            padding_mask=padding_mask,
+            pattern=pattern_of(options, dim=qk.shape[-1]),
+            engine=engine,
+            twin=partial(_attend_at_once, options=options),
         )
     return _attend_at_once(qk, v, buckets=buckets, padding_mask=padding_mask, options=options)
 
 
-def flash_pattern(options: LSHOptions, *, dim: int) -> flash.Pattern:
-    """What the tiled path is told of the options, for vectors of that length."""
-    return flash.Pattern(
+def pattern_of(options: LSHOptions, *, dim: int) -> union.Pattern:
+    """What an engine is told of the options, for vectors of that length."""
+    return union.Pattern(
         chunk_length=options.chunk_length,
         before=options.n_chunks_before,
         after=options.after,

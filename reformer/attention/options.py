@@ -9,6 +9,7 @@ from torch import Tensor
 from reformer.hashing import buckets as bucket_counts
 from reformer.hashing.buckets import Buckets
 from reformer.hashing.family import HashFamily, HashFunction
+from reformer.kernels import native
 
 #: Coordinates that are made at once to hash by.
 _COORDINATES = 2**23
@@ -17,7 +18,9 @@ CAUSALITIES = ("strict", "bucket", "published")
 DUPLICATES = ("count", "sum")
 SEAMS = ("masked", "reference")
 LOGIT_SCALES = ("trax", "sqrt_d")
-BACKENDS = ("auto", "reference", "flash")
+#: The fastest first.
+ENGINES = ("native", "flash")
+BACKENDS = ("auto", "reference", *ENGINES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,28 +112,33 @@ class LSHOptions:
         """Entries of the sorted order before a query that it may see in strict mode."""
         return self.n_chunks_before * self.chunk_length
 
-    def backend_on(self, device: torch.device) -> str:
-        """The backend that computes this there: `flash` or `reference`.
+    def backend_on(self, device: torch.device, *, dtype: torch.dtype = torch.float32) -> str:
+        """The backend that computes this there.
 
         Raises:
-            ValueError: `flash` is asked for, and cannot.
+            ValueError: one is asked for that cannot.
         """
-        reason = self._beyond_flash(device)
-        if self.backend == "flash" and reason:
-            raise ValueError(f"backend='flash': {reason}; use backend='auto' or 'reference'")
-        return "reference" if self.backend == "reference" or reason else "flash"
+        if self.backend == "reference":
+            return self.backend
+        if self.backend in ENGINES:
+            if reason := self._beyond(self.backend, device=device, dtype=dtype):
+                raise ValueError(f"backend={self.backend!r}: {reason}; use backend='auto' or 'reference'")
+            return self.backend
+        return next((x for x in ENGINES if not self._beyond(x, device=device, dtype=dtype)), "reference")
 
-    def _beyond_flash(self, device: torch.device) -> str:
-        """Why the tiled path cannot compute this; empty if it can."""
+    def _beyond(self, engine: str, *, device: torch.device, dtype: torch.dtype) -> str:
+        """Why an engine cannot compute this; empty if it can."""
         if device.type != "cpu":
             return f"it runs on the CPU, not on {device.type}"
+        if engine == "native" and dtype != torch.float32:
+            return f"it computes in float32, not in {str(dtype).removeprefix('torch.')}"
         if self.wraps:
             return "rounds that look into each other (seams='reference') are not among its patterns"
         if self.same_bucket and not self.strict:
             return (
                 "chunk windows within a bucket (causality='bucket', bucket_mask) are not among its patterns"
             )
-        return ""
+        return native.missing() if engine == "native" else ""
 
     @property
     def n_keys(self) -> int:

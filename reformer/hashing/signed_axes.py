@@ -6,6 +6,7 @@ from torch import Tensor
 
 from reformer.hashing import buckets
 from reformer.hashing.buckets import Buckets
+from reformer.kernels import native
 
 
 def halves(n_buckets: Buckets) -> list[int]:
@@ -30,6 +31,14 @@ def bucket_ids(coordinates: Float[Tensor, "*rows axes"], *, n_buckets: Buckets) 
 
 def nearest_signed_axis(coordinates: Float[Tensor, "*rows half"]) -> Int[Tensor, "*rows"]:
     """argmax over [p, −p] without building it; ties go to the lowest id."""
+    if _by_kernel(coordinates):
+        return native.nearest_signed_axis(coordinates)
     highest, positive = coordinates.max(dim=-1)
     lowest, negative = coordinates.min(dim=-1)
     return torch.where(highest >= -lowest, positive, negative + coordinates.shape[-1])
+
+
+def _by_kernel(coordinates: Tensor) -> bool:
+    if coordinates.dtype != torch.float32 or coordinates.device.type != "cpu":
+        return False
+    return not torch.compiler.is_compiling() and not native.missing()

@@ -1,8 +1,5 @@
 """LSH attention tile by tile: one softmax over all rounds, and for backward one integer a token and round.
 
-Combining rounds by their log-sum-exp is one softmax over everything that any round shows. So backward needs,
-beside inputs and output, only that total log-sum-exp and the order of each round. It looks at pairs again.
-
 A *tape* is the tokens of some heads in the order of a round, head by head, filled up to whole chunks each. A
 gap between batch rows keeps what is no number in one from the others.
 Heads are taken in *blocks*, so that a tape is no longer than need be, and chunks in *groups*, so that the
@@ -16,14 +13,15 @@ large that the square of a difference is a penalty at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from reformer.kernels.union import Attended, Pattern, beside, read_order
 
 #: Pairs a group: few enough to stay in the cache, enough to be worth starting an operator on.
 PAIRS = 2**19
@@ -40,131 +38,42 @@ _LOG2E = math.log2(math.e)
 #: Floats are exact integers up to here.
 _EXACT = {torch.float32: 2**24, torch.float64: 2**53}
 
-#: Of qk and v, with `buckets` and `padding_mask`.
-Twin = Callable[..., Tensor]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Pattern:
-    """Which keys a query meets, and how they count.
-
-    Args:
-        chunk_length: slots a chunk.
-        before: earlier chunks that a chunk sees.
-        after: later ones.
-        strict: a query sees the last `before` chunks' worth of slots of its own bucket; else chunk windows.
-        causal: it sees no later position.
-        count: a pair counts once however many rounds show it; else once a round.
-        scale: what keys are multiplied by after they have length √dim.
-        epsilon: what is added to the mean square of a query that makes a key.
-        dropout_p: share of weights dropped.
-    """
-
-    chunk_length: int
-    before: int
-    after: int
-    strict: bool
-    causal: bool
-    count: bool
-    scale: float
-    epsilon: float
-    dropout_p: float = 0.0
-
-    @property
-    def views(self) -> int:
-        """Chunks that a chunk sees, its own among them."""
-        return self.before + 1 + self.after
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Smallest and largest difference of codes, query minus key, that is visible."""
-        return (1, self.before * self.chunk_length) if self.strict else (-self.after, self.before)
-
-
-def attend(
+def forward(
     qk: Float[Tensor, "batch heads seq dim"],
     v: Float[Tensor, "batch heads seq value"],
     *,
     buckets: Int[Tensor, "batch heads rounds seq"],
-    padding_mask: Bool[Tensor, "batch seq"] | None,
+    real: Bool[Tensor, "batch seq"] | None,
     pattern: Pattern,
-    twin: Twin,
-) -> Float[Tensor, "batch heads seq value"]:
-    """LSH attention on given buckets: a query attends to itself only where nothing else is left.
-
-    Args:
-        qk: shared queries and keys, unnormalised.
-        v: values.
-        buckets: bucket ids.
-        padding_mask: True at real tokens; outputs elsewhere are 0.
-        pattern: which keys a query meets.
-        twin: the same function, dropout aside, for whoever differentiates twice; it must hold no tensor.
-    """
-    seed = int(torch.randint(2**62, ())) if pattern.dropout_p else 0
-    out: Tensor = _Flash.apply(qk, v, buckets, padding_mask, pattern, seed, twin)  # type: ignore[no-untyped-call]
-    return out
+    seed: int,
+) -> Attended:
+    """Attend; `seed` is that of dropout."""
+    wide = torch.promote_types(qk.dtype, torch.float32)
+    order = torch.empty(buckets.shape, dtype=torch.int32)
+    out = beside(v)
+    logsumexp = torch.empty(qk.shape[:3], dtype=wide)
+    for block in _blocks(qk, v, real=real, pattern=pattern, seed=seed):
+        block.sort(buckets, order=order)
+        block.forward(order, out=out, logsumexp=logsumexp)
+    return Attended(out, logsumexp, order)
 
 
-class _Flash(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        qk: Tensor,
-        v: Tensor,
-        buckets: Tensor,
-        real: Tensor | None,
-        pattern: Pattern,
-        seed: int,
-        twin: Twin,
-    ) -> Tensor:
-        wide = torch.promote_types(qk.dtype, torch.float32)
-        order = torch.empty(buckets.shape, dtype=torch.int32)
-        out = _beside(v)
-        logsumexp = torch.empty(qk.shape[:3], dtype=wide)
-        with torch.autocast("cpu", enabled=False):
-            for block in _blocks(qk, v, real=real, pattern=pattern, seed=seed):
-                block.sort(buckets, order=order)
-                block.forward(order, out=out, logsumexp=logsumexp)
-        ctx.save_for_backward(qk, v, out, logsumexp, order, real)
-        ctx.pattern, ctx.seed, ctx.twin = pattern, seed, twin
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        qk, v, out, logsumexp, order, real = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            # Somebody wants to differentiate these gradients.
-            if ctx.pattern.dropout_p:
-                raise RuntimeError("second derivatives under attention dropout need backend='reference'")
-            inputs = [x for x in (qk, v) if x.requires_grad]
-            again = ctx.twin(qk, v, buckets=_ranks(order), padding_mask=real)
-            found = torch.autograd.grad(again, inputs, gradients[0], create_graph=True)
-            by_input = iter(found)
-            return *(next(by_input) if x.requires_grad else None for x in (qk, v)), *[None] * 6
-        dqk, dv = _beside(qk), _beside(v)
-        with torch.autocast("cpu", enabled=False):
-            dout = gradients[0]
-            for block in _blocks(qk, v, real=real, pattern=ctx.pattern, seed=ctx.seed):
-                block.backward(order, out=out, logsumexp=logsumexp, dout=dout, dqk=dqk, dv=dv)
-        return dqk, dv, *[None] * 6
-
-
-def _ranks(order: Int[Tensor, "*outer seq"]) -> Int[Tensor, "*outer seq"]:
-    """Bucket ids by position that are sorted like those that made this order."""
-    positions, starts = _read(order)
-    return torch.empty_like(positions).scatter_(-1, positions, starts.cumsum(-1))
-
-
-def _read(order: Int[Tensor, "*outer seq"]) -> tuple[Int[Tensor, "*outer seq"], Bool[Tensor, "*outer seq"]]:
-    """Positions in their order, and where a bucket starts."""
-    starts = order < 0
-    return torch.where(starts, ~order, order).long(), starts
-
-
-def _beside(x: Tensor) -> Tensor:
-    """Room for as much, heads beside each other in memory as a projection wants them."""
-    batch, heads, seq, dim = x.shape
-    return x.new_empty(batch, seq, heads, dim).transpose(1, 2)
+def backward(
+    qk: Float[Tensor, "batch heads seq dim"],
+    v: Float[Tensor, "batch heads seq value"],
+    attended: Attended,
+    *,
+    dout: Float[Tensor, "batch heads seq value"],
+    real: Bool[Tensor, "batch seq"] | None,
+    pattern: Pattern,
+    seed: int,
+) -> tuple[Float[Tensor, "batch heads seq dim"], Float[Tensor, "batch heads seq value"]]:
+    """Gradients by queries-and-keys, and by values."""
+    dqk, dv = beside(qk), beside(v)
+    for block in _blocks(qk, v, real=real, pattern=pattern, seed=seed):
+        block.backward(attended, dout=dout, dqk=dqk, dv=dv)
+    return dqk, dv
 
 
 def _blocks(qk: Tensor, v: Tensor, *, real: Tensor | None, pattern: Pattern, seed: int) -> Iterator[_Block]:
@@ -330,7 +239,7 @@ class _Block:
         slot = first.view(-1, 1) * self.pattern.chunk_length + torch.arange(self.seq)
         earlier: list[Tensor] = []
         for index in range(order.shape[2]):
-            positions, starts = _read(order[self.part][:, :, index].reshape(self.tapes, self.seq))
+            positions, starts = read_order(order[self.part][:, :, index].reshape(self.tapes, self.seq))
             tokens = positions + torch.arange(self.tapes)[:, None] * self.seq
             slots = torch.empty(tokens.numel(), dtype=torch.int64)
             slots[tokens.flatten()] = slot.flatten()
@@ -553,23 +462,21 @@ class _Block:
 
     # Backward.
 
-    def backward(
-        self, order: Tensor, *, out: Tensor, logsumexp: Tensor, dout: Tensor, dqk: Tensor, dv: Tensor
-    ) -> None:
+    def backward(self, attended: Attended, *, dout: Tensor, dqk: Tensor, dv: Tensor) -> None:
         """Write the gradients of the block's rows."""
         upstream = dout[self.part].to(self.wide)
         if self.real is not None:
             upstream = upstream.masked_fill(~self.real[:, None, :, None], 0)
-        delta = (upstream * out[self.part]).sum(-1).flatten()
+        delta = (upstream * attended.out[self.part]).sum(-1).flatten()
         # One row more: what fills up a chunk asks for nothing, and sees nothing.
         upstream = F.pad(upstream.reshape(-1, self.value), (0, 0, 0, 1))
         delta = F.pad(delta, (0, 1))
-        sums = F.pad(logsumexp[self.part].flatten(), (0, 1), value=-_HIDDEN)
+        sums = F.pad(attended.logsumexp[self.part].flatten(), (0, 1), value=-_HIDDEN)
         dqk_sum = self.room("dqk", self.tapes * self.seq, self.dim).zero_()
         dv_sum = self.room("dv", self.tapes * self.seq, self.value).zero_()
         around = (self.pattern.views - 1 + self.chunks) * self.pattern.chunk_length
         own = slice(self.pattern.before * self.pattern.chunk_length, None)
-        for here in self.rounds(order):
+        for here in self.rounds(attended.order):
             dx_tape = self.room("dx tape", around, self.dim).zero_()
             dv_tape = self.room("dv tape", around, self.value).zero_()
             for group in self.groups(here):

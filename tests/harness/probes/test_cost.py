@@ -166,3 +166,16 @@ def test_reversible_costs_its_branches_once_more_and_hashes_no_second_time(kind:
 def test_the_cost_of_a_step_is_the_same_run_to_run() -> None:
     session = open_session(trial_spec(model__residual="reversible"))
     assert step_cost(session) == step_cost(session)
+
+
+@pytest.mark.parametrize("accumulated", [False, True])
+def test_products_added_in_place_count_as_others(accumulated: bool) -> None:
+    """torch's own counter takes them for free."""
+    rows, matrix, batched = normal(ROWS, IN), normal(IN, OUT), normal(BATCH, ROWS, IN)
+    sums, batched_sums = torch.zeros(ROWS, OUT), torch.zeros(BATCH, ROWS, OUT)
+    if accumulated:
+        function: Callable[[], Any] = lambda: sums.addmm_(rows, matrix)  # noqa: E731
+    else:
+        function = lambda: batched_sums.baddbmm_(batched, matrix.expand(BATCH, -1, -1))  # noqa: E731
+    with torch.no_grad():
+        assert counted(function)[0] == 2 * ROWS * IN * OUT * (1 if accumulated else BATCH)

@@ -26,7 +26,7 @@ def options(**settings: Any) -> LSHOptions:
         ({"duplicates": "first"}, "duplicates='first': use one of count, sum"),
         ({"seams": "open"}, "seams='open': use one of masked, reference"),
         ({"logit_scale": "none"}, "logit_scale='none': use one of trax, sqrt_d"),
-        ({"backend": "cuda"}, "backend='cuda': use one of auto, reference, flash"),
+        ({"backend": "cuda"}, "backend='cuda': use one of auto, reference, native, flash"),
         ({"dropout_p": 1.0}, "dropout_p=1.0: a share of weights; give 0 ≤ dropout_p < 1"),
         ({"dropout_p": -0.1}, "dropout_p=-0.1: a share of weights; give 0 ≤ dropout_p < 1"),
         (

@@ -1,0 +1,143 @@
+"""The C++ kernel: threads, its library, and what it tells torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from harness.probes import Counter
+from reformer import lsh_attention
+from reformer.hashing import signed_axes
+from reformer.kernels import native
+from tests.reformer.helpers import value_and_gradients
+
+pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "it is there")
+
+
+def inputs(seq: int, *, heads: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(7)
+    qk, v = (torch.randn(1, heads, seq, dim, generator=random).requires_grad_() for dim in (7, 11))
+    return qk, v, torch.randint(40, (1, heads, 3, seq), generator=random)
+
+
+@pytest.mark.parametrize("causality", ["strict", "published"])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("chunk_length", [5, 300])
+def test_threads_that_share_a_head_find_the_same_to_the_bit(
+    causality: str, causal: bool, chunk_length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qk, v, buckets = inputs(4999)
+
+    def found(threads: int) -> tuple[Tensor, ...]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        return value_and_gradients(
+            lsh_attention,
+            qk,
+            v,
+            buckets=buckets,
+            n_hashes=3,
+            chunk_length=chunk_length,
+            causality=causality,
+            causal=causal,
+            backend="native",
+        )
+
+    for threads in (2, 5):
+        assert all(torch.equal(a, b) for a, b in zip(found(threads), found(1), strict=True))
+
+
+@pytest.mark.parametrize("half", [1, 3, 16, 37])
+@pytest.mark.parametrize("sizes", [(), (0,), (5,), (2, 3, 5, 7), (2, 3, 5, 1, 7)])
+def test_the_nearest_signed_axis_is_the_slow_one(
+    half: int, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many ties, in rows that are a part of longer ones, and in another order than in memory."""
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randint(-3, 4, (*sizes[::-1], half + 5), generator=random).float()[..., 2 : half + 2]
+    rows = rows.permute(*reversed(range(len(sizes))), -1)
+    found = signed_axes.nearest_signed_axis(rows)
+    monkeypatch.setattr(signed_axes, "_by_kernel", lambda coordinates: False)
+    assert torch.equal(found, signed_axes.nearest_signed_axis(rows))
+
+
+def test_axes_of_what_is_no_number_stay_in_range() -> None:
+    rows = torch.full((3, 4), torch.nan)
+    rows[1, :2] = torch.tensor([torch.inf, -torch.inf])
+    assert bool(((found := signed_axes.nearest_signed_axis(rows)) >= 0).all())
+    assert bool((found < 8).all())
+
+
+def test_its_operations_are_counted_as_those_of_whole_windows() -> None:
+    """As those of the tiled path."""
+    qk, v, buckets = inputs(4 * 25, heads=3)
+
+    def flops(backend: str) -> float:
+        counter = Counter()
+        with counter.phase("forward and backward"):
+            lsh_attention(
+                qk, v, buckets=buckets, n_hashes=3, chunk_length=25, backend=backend
+            ).sum().backward()
+        return counter.samples()[0].values[0]
+
+    assert flops("native") == flops("flash")
+
+
+def test_what_its_integers_do_not_hold_is_left_to_the_tiled_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    qk, v, buckets = inputs(40)
+    settings: dict[str, Any] = {"buckets": buckets, "n_hashes": 3, "chunk_length": 5}
+    tiled = value_and_gradients(lsh_attention, qk, v, backend="flash", **settings)
+    monkeypatch.setattr(native, "_LARGEST", 41 * 7)
+    found = value_and_gradients(lsh_attention, qk, v, backend="native", **settings)
+    assert all(torch.equal(a, b) for a, b in zip(found, tiled, strict=True))
+
+
+def test_it_computes_in_float32_alone() -> None:
+    qk, v, buckets = inputs(9)
+    with pytest.raises(ValueError, match=r"backend='native': it computes in float32, not in float64"):
+        lsh_attention(qk.double(), v, buckets=buckets, n_hashes=3, chunk_length=5, backend="native")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A user who has no library yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for function in (native.missing, native._library):
+        function.cache_clear()
+    yield tmp_path
+    for function in (native.missing, native._library):
+        function.cache_clear()
+
+
+def test_it_is_compiled_once(fresh: Path) -> None:
+    assert not native.missing()
+    (made,) = (fresh / "reformer").iterdir()
+    before = made.stat().st_mtime_ns
+    native.missing.cache_clear()
+    native._library.cache_clear()
+    assert not native.missing()
+    assert made.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("compiler", "says"),
+    [
+        ("no-such-compiler", "no C.. compiler 'no-such-compiler'; install g.., or name one in CXX"),
+        ("false", "false could not compile native.cpp: no message"),
+        ("g++ -fno-such-flag", "g.. could not compile native.cpp: .*no-such-flag.*"),
+    ],
+)
+def test_without_a_compiler_the_tiled_path_serves_and_it_is_said_once(
+    compiler: str, says: str, fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    qk, v, buckets = inputs(9)
+    settings: dict[str, Any] = {"buckets": buckets, "n_hashes": 3, "chunk_length": 5}
+    with pytest.warns(UserWarning, match=f"several times slower: {says}"):
+        served = lsh_attention(qk, v, **settings)
+    assert torch.equal(served, lsh_attention(qk, v, backend="flash", **settings))
+    with pytest.raises(ValueError, match=f"backend='native': {says}; use backend='auto' or 'reference'"):
+        lsh_attention(qk, v, backend="native", **settings)
