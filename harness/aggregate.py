@@ -25,7 +25,9 @@ from harness.statistics import CONFIDENCE
 from harness.store import Study, Unreadable, lists_by_name
 
 #: Columns that every table of trials has, also an empty one.
-IDENTITY = ("trial_id", "study", "experiment", "outcome", "code", "cell", "started_at", "duration_s")
+IDENTITY = (
+    "trial_id", "study", "experiment", "outcome", "backend", "code", "cell", "started_at", "duration_s"
+)  # fmt: skip
 SAMPLE_COLUMNS = ("trial_id", "metric", "phase", "unit", "index", "value")
 _SUMMARY_VALUES = ("metric", "mean", "low", "high", "sd", "n", "n_failed", "hash_seed_sd")
 
@@ -161,6 +163,8 @@ def _identity(record: TrialRecord, name: str, *, study: str) -> str | float:
             return study
         case "outcome":
             return record.outcome.status
+        case "backend":
+            return str(record.environment.get("backend") or "")
         case "cell":
             return json.dumps(dict(record.cell))
         case _:

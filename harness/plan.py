@@ -119,6 +119,7 @@ class PlannedTrial:
         reason: what is wrong with an invalid one, or how the recorded one ended.
         spec: the encoded spec; the raw config where the trial is invalid.
         block: trials of one block (one seed, one repeat) run together, in one measuring process.
+        backend: what will compute the attention; empty where there is one way only.
     """
 
     trial_id: str
@@ -129,6 +130,7 @@ class PlannedTrial:
     spec: Mapping[str, Any]
     block: str
     wanted: bool
+    backend: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +225,7 @@ def _planned(cell: Cell, result: Decoded, *, placement: Placement, code: str) ->
         spec=result.spec or cell.config or {},
         block=block_of(cell.levels),
         wanted=found.wanted(placement.rerun),
+        backend=result.backend,
     )
 
 

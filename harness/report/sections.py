@@ -160,6 +160,7 @@ def _what_was_run(study: Study) -> list[Block]:
         fact("Seeds", ", ".join(sort_levels(level_texts(study.trials, ["seed"])["seed"])))
     for label, name in (("Processor", "cpu_model"), ("Device", "device_name"), ("PyTorch", "torch")):
         fact(label, _values(study.records, name))
+    fact("Attention computed by", _values(study.records, "backend"))
     for label, name in (("Threads", "threads"), ("Precision", "dtype")):
         if name in study.trials.columns:
             fact(label, ", ".join(sort_levels(level_texts(study.trials, [name])[name])))
@@ -357,12 +358,14 @@ def _trial_tables(study: Study) -> list[Block]:
     order = ranks.sort_values(keys, kind="stable").index if keys else trials.index
     numbers = trials[names].to_dict("index")
     levels = texts.to_dict("index")
-    identity = trials[["trial_id", "outcome", "duration_s"]].to_dict("index")
+    identity = trials[["trial_id", "outcome", "backend", "duration_s"]].to_dict("index")
+    backends = ("backend",) if (trials["backend"] != "").any() else ()
     rows = tuple(
         (
             cell(identity[at]["trial_id"], href=f"../trials/{identity[at]['trial_id']}.json"),
             *(cell(levels[at][key]) for key in keys),
             cell(str(identity[at]["outcome"]).replace("_", " ")),
+            *(cell(str(identity[at][name]) or NOTHING) for name in backends),
             *(
                 cell(
                     value(float(numbers[at][name]), metric=describe(name)),
@@ -378,6 +381,7 @@ def _trial_tables(study: Study) -> list[Block]:
         "trial",
         *(short_name(key) for key in keys),
         "outcome",
+        *backends,
         *(describe(name).label for name in names),
         "took",
     )
@@ -386,7 +390,7 @@ def _trial_tables(study: Study) -> list[Block]:
             caption=f"All {len(trials)} trials; trials.csv has every column",
             headers=headers,
             rows=rows,
-            n_labels=2 + len(keys),
+            n_labels=2 + len(keys) + len(backends),
             sortable=True,
         )
     ]

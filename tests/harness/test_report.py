@@ -148,6 +148,14 @@ class TestPage:
         folder, _, _ = whole
         assert "@media (prefers-color-scheme: dark)" in (folder / "report.html").read_text()
 
+    def test_trials_say_what_computed_them(self, tmp_path, records):
+        ran = [replace(record, environment={"backend": "flash"}) for record in records[:2]]
+        page, markdown = built(tmp_path, [*ran, records[2]])
+        header = next(line for line in markdown.splitlines() if line.startswith("| trial"))
+        assert "| outcome" in header
+        assert "| backend" in header
+        assert "Attention computed by" in page.text
+
     def test_trials_link_to_their_records(self, whole):
         folder, page, _ = whole
         links = [a["href"] for a in page.all("a") if a["href"].startswith("../trials/")]
