@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from harness import metrics
+from harness.comparison import with_ratios
 from harness.design import cell_numbers, design_of, metric_columns
 from harness.errors import UsageError
 from harness.factors import Level, as_number, flatten, level_text
@@ -80,7 +81,7 @@ def table(records: Iterable[TrialRecord], *, study: str, factors: Iterable[str] 
     frame = pd.DataFrame(columns)
     frame = frame.astype({name: "str" for name in IDENTITY if name != "duration_s"})
     frame.attrs["settings"] = names
-    return frame
+    return with_ratios(frame)
 
 
 def samples(records: Iterable[TrialRecord]) -> pd.DataFrame:
