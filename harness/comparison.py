@@ -37,8 +37,8 @@ COLUMNS = (
 #: The times that ratios and crossovers are of, and the end of the name of the ratio's column.
 TIMES = {"forward_s": ".forward", "step_s": ""}
 _IMPLEMENTATION, _LENGTH = "workload.implementation", "task.length"
-#: Settings that tell layers apart; all others tell comparisons apart.
-_OF_A_LAYER = ("implementation", _IMPLEMENTATION, "attention", "model.layers")
+#: Settings that tell layers apart; all others, but for how it was timed, tell comparisons apart.
+_OF_A_LAYER = ("implementation", "attention", "model.layers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +234,8 @@ def _rank(layer: str) -> tuple[int, str]:
 def _keys(part: pd.DataFrame, *, factors: Mapping[str, Sequence[str]] | None) -> list[str]:
     """What else varies between these trials, apart from replicates."""
     design = design_of(part.drop(columns="_layer"), factors=factors)
-    return [name for name in design.cell_keys if name not in (*_OF_A_LAYER, _LENGTH)]
+    others = (name for name in design.cell_keys if not name.startswith("workload."))
+    return [name for name in others if name not in (*_OF_A_LAYER, _LENGTH)]
 
 
 def _replicates(part: pd.DataFrame) -> list[str]:

@@ -102,6 +102,7 @@ def test_failures_are_data_and_an_exit_code(shell: Shell) -> None:
 def test_out_of_memory_and_timeout_are_no_failure(behaviour: Sequence[str], shell: Shell) -> None:
     assert shell.fake("run", *behaviour).code == 0
     assert shell.statuses()[0] in ("out_of_memory", "timeout")
+    assert shell.records()[0].environment["backend"]  # known although the trial could not tell it
 
 
 def test_memory_limit(shell: Shell) -> None:

@@ -133,6 +133,17 @@ def twice(sample):
 
 
 class TestRows:
+    def test_how_long_was_timed_does_not_tell_comparisons_apart(self):
+        records = study()
+        for index, record in enumerate(records):
+            workload = {
+                **record.spec["workload"],
+                "timed_steps": 1 + index % 2,
+                "budget_s": 0.5 * (index % 3),
+            }
+            records[index] = replace(record, spec={**record.spec, "workload": workload})
+        assert compared(records).setting == {}
+
     def test_are_by_length_and_ours_first(self):
         comparison = compared(study())
         assert [(row.layer, row.length) for row in comparison.rows[:5]] == [
