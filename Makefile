@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo check test test-slow format clean
+.PHONY: help setup demo check test test-slow bench format clean
 
 help:  ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -34,6 +34,11 @@ test: $(STAMP)  ## the tests, in less than ten minutes on two cores
 
 test-slow: $(STAMP)  ## the slow ones
 	$(BIN)/python -m pytest -q -m 'slow and not cuda' -p no:benchmark
+
+# Shapes are not checked here, as they are in the tests: the check would be timed too.
+bench: $(STAMP)  ## how long the operators take; BENCH='-k hash' for some of them
+	$(BIN)/python -m pytest -q --benchmark-only --benchmark-columns=median,iqr,rounds --benchmark-sort=name \
+	  --confcutdir=tests/benchmarks tests/benchmarks/test_operators.py $(BENCH)
 
 format: $(STAMP)  ## format and mend what can be mended
 	$(BIN)/ruff format .

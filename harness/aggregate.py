@@ -14,6 +14,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from harness import metrics
+from harness.comparison import with_ratios
 from harness.design import cell_numbers, design_of, metric_columns
 from harness.errors import UsageError
 from harness.factors import Level, as_number, flatten, level_text
@@ -25,7 +26,9 @@ from harness.statistics import CONFIDENCE
 from harness.store import Study, Unreadable, lists_by_name
 
 #: Columns that every table of trials has, also an empty one.
-IDENTITY = ("trial_id", "study", "experiment", "outcome", "code", "cell", "started_at", "duration_s")
+IDENTITY = (
+    "trial_id", "study", "experiment", "outcome", "backend", "code", "cell", "started_at", "duration_s"
+)  # fmt: skip
 SAMPLE_COLUMNS = ("trial_id", "metric", "phase", "unit", "index", "value")
 _SUMMARY_VALUES = ("metric", "mean", "low", "high", "sd", "n", "n_failed", "hash_seed_sd")
 
@@ -78,7 +81,7 @@ def table(records: Iterable[TrialRecord], *, study: str, factors: Iterable[str] 
     frame = pd.DataFrame(columns)
     frame = frame.astype({name: "str" for name in IDENTITY if name != "duration_s"})
     frame.attrs["settings"] = names
-    return frame
+    return with_ratios(frame)
 
 
 def samples(records: Iterable[TrialRecord]) -> pd.DataFrame:
@@ -161,6 +164,8 @@ def _identity(record: TrialRecord, name: str, *, study: str) -> str | float:
             return study
         case "outcome":
             return record.outcome.status
+        case "backend":
+            return str(record.environment.get("backend") or "")
         case "cell":
             return json.dumps(dict(record.cell))
         case _:

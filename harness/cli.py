@@ -251,7 +251,7 @@ def run_job(config: DictConfig) -> dict[str, str]:
             fault = f"the job was composed to trial {decoded.trial_id}, not to the planned {job.trial_id}"
             record = record_failure(job, fault, code=server.code)
         else:
-            made = run_trial(replace(job, spec=decoded.spec), server=server)
+            made = run_trial(replace(job, spec=decoded.spec, backend=decoded.backend), server=server)
             return {"trial_id": job.trial_id, "status": "claimed" if made is None else made.outcome.status}
     return {"trial_id": job.trial_id, "status": record.outcome.status}
 

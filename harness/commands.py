@@ -160,6 +160,7 @@ def _shown(study: Study, record: TrialRecord) -> list[str]:
         "figures": figures,
         "started": f"{record.started_at}, took {record.duration_s:.1f} s",
         "code": record.code,
+        "backend": str(environment.get("backend") or ""),
         "on": ", ".join(str(environment[key]) for key in ("device_name", "torch") if environment.get(key)),
         "record": str(study.record_path(record.trial_id)),
         "log": str(study.log_path(record.trial_id)),

@@ -13,7 +13,7 @@ from harness.factors import REPLICATES, level_text, sort_levels
 from harness.metrics.catalogue import KNOWN
 
 _NOT_SETTINGS = (
-    "trial_id", "study", "experiment", "outcome", "code", "cell", "started_at", "duration_s"
+    "trial_id", "study", "experiment", "outcome", "backend", "code", "cell", "started_at", "duration_s"
 )  # fmt: skip
 
 

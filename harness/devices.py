@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 
 DEVICES = ("cpu", "cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def autocast(device: str, dtype: str) -> AbstractContextManager[object]:
+    """What a forward pass runs under: nothing for float32."""
+    return torch.autocast(device, dtype=DTYPES[dtype], enabled=dtype != "float32")
 
 
 def check(device: str) -> None:

@@ -20,7 +20,7 @@ from harness.errors import HarnessError
 
 #: The part of the harness that runs in the measuring process and so can change what is measured.
 MEASURED_MODULES = ("worker", "codec", "spec", "devices")
-MEASURED_PACKAGES = ("tasks", "workloads", "probes")
+MEASURED_PACKAGES = ("tasks", "workloads", "probes", "peers")
 
 _SOURCES = frozenset({".py", ".cpp", ".h", ".cu", ".cuh"})
 

@@ -33,6 +33,10 @@ def value(number: float, *, metric: Metric) -> str:
             return f"{significant(number)} /s"
         case "flop":
             return f"{significant(number / 1e9)} GFLOP"
+        case "flop/s":
+            return f"{significant(number / 1e9)} GFLOP/s"
+        case "ratio":
+            return ratio(number)
         case "count":
             return f"{number:,.0f}"
         case "bits" | "nats":

@@ -6,7 +6,6 @@ and nothing is written.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import random
@@ -36,6 +35,9 @@ PLACEMENT_KEYS = (
     "cell",
     "gate",
 )
+
+#: Keys whose levels are what is compared, moment by moment, where all others are equal.
+TAKING_TURNS = ("implementation", "workload.implementation")
 
 _SHUFFLE_SEED = 20
 
@@ -119,6 +121,7 @@ class PlannedTrial:
         reason: what is wrong with an invalid one, or how the recorded one ended.
         spec: the encoded spec; the raw config where the trial is invalid.
         block: trials of one block (one seed, one repeat) run together, in one measuring process.
+        backend: what will compute the attention; empty where there is one way only.
     """
 
     trial_id: str
@@ -129,6 +132,7 @@ class PlannedTrial:
     spec: Mapping[str, Any]
     block: str
     wanted: bool
+    backend: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +227,7 @@ def _planned(cell: Cell, result: Decoded, *, placement: Placement, code: str) ->
         spec=result.spec or cell.config or {},
         block=block_of(cell.levels),
         wanted=found.wanted(placement.rerun),
+        backend=result.backend,
     )
 
 
@@ -271,15 +276,25 @@ def in_blocks(trials: Iterable[PlannedTrial]) -> tuple[PlannedTrial, ...]:
     """Block after block, each in an order of its own that is the same every time.
 
     Drift of the machine then falls on all cells of a block alike, and a sweep that is cut short has
-    whole replicates.
+    whole replicates. Trials that differ in the implementation alone follow each other, in any order.
     """
     blocks: dict[str, list[PlannedTrial]] = {}
     for trial in trials:
         blocks.setdefault(trial.block, []).append(trial)
+    ordered: list[PlannedTrial] = []
     for block, members in blocks.items():
+        draw = random.Random(f"{_SHUFFLE_SEED} {block}")
         members.sort(key=lambda trial: trial.trial_id)
-        random.Random(f"{_SHUFFLE_SEED} {block}").shuffle(members)
-    return tuple(itertools.chain.from_iterable(blocks.values()))
+        turns: dict[tuple[tuple[str, str], ...], list[PlannedTrial]] = {}
+        for trial in members:
+            rest = tuple(item for item in trial.cell.items() if item[0] not in TAKING_TURNS)
+            turns.setdefault(rest, []).append(trial)
+        rounds = list(turns.values())
+        draw.shuffle(rounds)
+        for taking_turns in rounds:
+            draw.shuffle(taking_turns)
+            ordered += taking_turns
+    return tuple(ordered)
 
 
 def study_info(plan: Plan, *, command: str, versions: Mapping[str, str]) -> dict[str, Any]:

@@ -152,14 +152,16 @@ def invalid_lines(plan: Plan) -> list[str]:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """One line for each trial: its state, what it is, and why."""
+    """One line for each trial: its state, what it is, what computes it, and why."""
     shown = [(trial, label(trial.cell, plan.factors)) for trial in plan.trials]
     widest = max(len(text) for _, text in shown)
+    words = max(len(trial.backend) for trial, _ in shown)
     lines = []
     for trial, text in sorted(shown, key=lambda pair: STATES.index(pair[0].state)):
         again = " (runs again)" if trial.wanted and trial.state != "new" else ""
         reason = f"{trial.reason}{again}"
-        lines.append(f"  {trial.state:7}  {trial.trial_id}  {text:{widest}}  {reason}".rstrip())
+        parts = [f"{trial.state:7}", trial.trial_id, f"{text:{widest}}", f"{trial.backend:{words}}", reason]
+        lines.append("  " + "  ".join(part for part in parts if part).rstrip())
     return lines
 
 

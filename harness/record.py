@@ -32,7 +32,7 @@ class Sample:
 
     Args:
         metric: name with its unit as suffix where it has one (`forward_s`, `peak_alloc_bytes`).
-        unit: `s`, `bytes`, `flop`, `tokens`, `nats`, `count` or `ratio`.
+        unit: `s`, `bytes`, `flop`, `flop/s`, `tokens`, `nats`, `count` or `ratio`.
         values: one entry a measurement, in the order they were taken.
         phase: `forward`, `backward` or `optimizer` where the quantity belongs to one of them.
         at: the evaluation setting it was taken under; empty means "as trained".

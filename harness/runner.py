@@ -33,6 +33,7 @@ class Job:
         spec: the encoded spec; its id is `trial_id`.
         planned_at: when the sweep was planned (ISO 8601, UTC): a record that is younger was made by
             another sweep in the meantime, and is as good as ours.
+        backend: what will compute the attention, as far as it is known before.
     """
 
     placement: Placement
@@ -40,6 +41,7 @@ class Job:
     cell: Mapping[str, Any]
     spec: Mapping[str, Any]
     planned_at: str = ""
+    backend: str = ""
 
     @property
     def study(self) -> Study:
@@ -146,7 +148,13 @@ def _measure(job: Job, server: ForkServer) -> TrialRecord:
         code=server.code,
         spec=job.spec,
         outcome=measurement.outcome,
-        environment={**host_environment(), **measurement.environment, "server_id": server.id},
+        environment={
+            **host_environment(),
+            # A trial that was killed has not told it.
+            "backend": job.backend,
+            **measurement.environment,
+            "server_id": server.id,
+        },
         samples=measurement.samples,
         series=measurement.series,
         theory=measurement.theory,

@@ -45,10 +45,15 @@ class ServerError(HarnessError):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
-    """What became of one config: a spec and its id, or an error and the id of the config as it was."""
+    """What became of one config: a spec and its id, or an error and the id of the config as it was.
+
+    Args:
+        backend: what will compute the attention; empty where there is one way only.
+    """
 
     trial_id: str
     spec: Mapping[str, Any] | None = None
+    backend: str = ""
     error: str = ""
 
 

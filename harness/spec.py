@@ -195,13 +195,18 @@ class TrialSpec:
         for name in ("seed", "repeat"):
             if not 0 <= getattr(self, name) < 2**31:
                 raise ValueError(f"{name}={getattr(self, name)}: give 0 ≤ {name} < 2**31")
-        self.reformer_config()
+        _ = self.backend
         if "oracle" in self.evaluate.controls and self.task.length > LONGEST_ORACLE:
             raise ValueError(
                 f"evaluate.controls={list(self.evaluate.controls)}: the oracle holds every pair of at most "
                 f"{LONGEST_ORACLE} tokens, and task.length={self.task.length}; leave it out or use a shorter "
                 "task"
             )
+
+    @property
+    def backend(self) -> str:
+        """What computes the attention of this trial; empty where there is one way only."""
+        return self.workload.backend(self)
 
     def reformer_config(self) -> ReformerConfig:
         """The model of this trial.

@@ -175,7 +175,7 @@ def _decode_one(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
         spec = codec.decode(config)
         encoded = codec.encode(spec)
-        return {"spec": encoded, "trial_id": codec.trial_id(encoded)}
+        return {"spec": encoded, "trial_id": codec.trial_id(encoded), "backend": spec.backend}
     except ValueError as error:
         return {"error": " ".join(str(error).split()), "trial_id": _raw_id(config)}
     except Exception as error:

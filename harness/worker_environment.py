@@ -23,6 +23,7 @@ def worker_environment(spec: TrialSpec) -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": numpy.__version__,
         "threads": torch.get_num_threads(),
+        "backend": spec.backend,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_model": _cpu_model(),
         "device_name": _cpu_model(),

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from math import lcm
 
+import torch
+
 from reformer.attention.options import LSHOptions, at_least, check_hashing, one_of
 from reformer.attention.oracle import LONGEST as LONGEST_ORACLE
 from reformer.hashing import buckets
@@ -250,6 +252,22 @@ class ReformerConfig:
             dropout_p=dropout_p,
             backend=self.backend,
         )
+
+    def backend_on(self, device: torch.device) -> str:
+        """What computes the attention of the layers there, as in `flash` or `reference+sdpa`.
+
+        A kind that is computed in one way only, as `local` is, has no word in it.
+
+        Raises:
+            ValueError: the backend that is asked for cannot compute these settings there.
+        """
+        words = []
+        for kind in dict.fromkeys(self.kind(layer) for layer in range(self.n_layers)):
+            if kind == "lsh":
+                words.append(self.lsh_options(dropout_p=self.attention_dropout).backend_on(device))
+            elif kind == "full_standard":
+                words.append("sdpa")
+        return "+".join(words)
 
     def _check_axial(self) -> None:
         if self.positions != "axial":

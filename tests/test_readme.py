@@ -64,7 +64,7 @@ def test_presets_and_make_targets_are_real(page: str) -> None:
     assert named
     assert named <= known
     targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE))
-    assert set(re.findall(r"\bmake (demo|test-slow|test|check|format)\b", text)) <= targets
+    assert set(re.findall(r"\bmake (demo|test-slow|test|check|format|bench)\b", text)) <= targets
 
 
 def test_every_row_of_the_comparison_can_be_asked_for() -> None:

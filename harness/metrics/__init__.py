@@ -5,12 +5,12 @@ A metric is one file with `METRICS`, the samples that it claims, and `columns(re
 
 from __future__ import annotations
 
-from harness.metrics import cost, memory, other, quality, time
+from harness.metrics import cost, floor, memory, other, quality, time
 from harness.record import TrialRecord
 
 __all__ = ["columns"]
 
-_CLAIMED = quality.METRICS | memory.METRICS | time.METRICS | cost.METRICS
+_CLAIMED = quality.METRICS | memory.METRICS | time.METRICS | cost.METRICS | floor.METRICS
 
 
 def columns(record: TrialRecord) -> dict[str, float]:
@@ -21,6 +21,7 @@ def columns(record: TrialRecord) -> dict[str, float]:
         memory.columns(record),
         time.columns(record),
         cost.columns(record),
+        floor.columns(record),
         other.columns(record, claimed=_CLAIMED),
     ):
         merged |= part

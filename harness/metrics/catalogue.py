@@ -7,7 +7,7 @@ from typing import Literal
 
 from harness.metrics.names import split_column
 
-Unit = Literal["fraction", "bytes", "s", "tokens/s", "flop", "count", "bits", "nats", ""]
+Unit = Literal["fraction", "bytes", "s", "tokens/s", "flop", "flop/s", "count", "bits", "nats", "ratio", ""]
 Better = Literal["higher", "lower", ""]
 #: `points`: difference in hundredths; `absolute`: difference in the unit; `log_ratio`: log of the ratio.
 Scale = Literal["points", "absolute", "log_ratio", ""]
@@ -54,6 +54,22 @@ KNOWN = {
         _cost("optimizer_s", "optimizer time", "s"),
         _cost("flops", "FLOPs per step", "flop"),
         _cost("operators", "operators per step", "count"),
+        Metric(
+            name="share_of_floor",
+            label="share of the floor",
+            unit="fraction",
+            better="higher",
+            scale="points",
+        ),
+        Metric(
+            name="ratio_to_best_peer",
+            label="speed as a multiple of the best peer's",
+            unit="ratio",
+            better="higher",
+        ),
+        Metric(name="ratio_to_sdpa", label="speed as a multiple of SDPA's", unit="ratio", better="higher"),
+        Metric(name="floor_s", label="floor", unit="s"),
+        Metric(name="gemm_flop_per_s", label="rate of matrix products", unit="flop/s"),
         Metric(name="parameters", label="parameters", unit="count"),
         Metric(name="final_loss", label="final training loss", unit="nats", better="lower"),
         Metric(name="chance_accuracy", label="chance", unit="fraction"),

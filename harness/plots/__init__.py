@@ -11,6 +11,7 @@ from harness.plots import (
     factor_curves,
     outcomes,
     pareto,
+    scaling,
     style,
     time_shares,
     train_eval,
@@ -34,6 +35,7 @@ def draw_all(
     kinds: tuple[Callable[[], list[Plot]], ...] = (
         lambda: pareto.draw(trials, factors=factors),
         lambda: factor_curves.draw(trials, factors=factors),
+        lambda: scaling.draw(trials, factors=factors),
         lambda: train_eval.draw(trials, factors=factors),
         lambda: collisions.draw(trials, records=records, factors=factors),
         lambda: training_curves.draw(trials, records=records, factors=factors),

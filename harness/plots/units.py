@@ -11,8 +11,15 @@ from harness.metrics.catalogue import Metric
 
 Numbers = TypeVar("Numbers", float, pd.DataFrame, "pd.Series[float]", np.ndarray)
 
-_FACTORS = {"fraction": 100.0, "bytes": 2.0**-20, "s": 1000.0, "flop": 1e-9}
-_NAMES = {"fraction": "%", "bytes": "MiB", "s": "ms", "flop": "GFLOP", "tokens/s": "tokens/s"}
+_FACTORS = {"fraction": 100.0, "bytes": 2.0**-20, "s": 1000.0, "flop": 1e-9, "flop/s": 1e-9}
+_NAMES = {
+    "fraction": "%",
+    "bytes": "MiB",
+    "s": "ms",
+    "flop": "GFLOP",
+    "flop/s": "GFLOP/s",
+    "tokens/s": "tokens/s",
+}
 
 
 def in_axis_units(numbers: Numbers, *, unit: str) -> Numbers:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.comparison import OURS, SDPA, Comparison, comparisons
 from harness.design import Design, by_task, design_of, level_texts, quality_column
 from harness.formatting import MINUS, cell_label, effect, interval, plain, ratio, short_name, signed, value
 from harness.metrics.catalogue import Metric, describe
@@ -33,12 +34,19 @@ _SAME = 0.001
 MACHINE = ("torch", "cpu_model", "cpu_capability", "device_name", "threads", "allocator", "mem_method")
 
 
-def verdict(trials: pd.DataFrame, *, effects: pd.DataFrame, fronts: Sequence[Front]) -> dict[str, list[str]]:
-    """The findings of each task: the best setting, what each factor does, what the controls say."""
+def verdict(
+    trials: pd.DataFrame,
+    *,
+    effects: pd.DataFrame,
+    fronts: Sequence[Front],
+    factors: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, list[str]]:
+    """The findings of each task: best setting, our layer beside others, what each factor and control does."""
     found = {}
     for task, part in by_task(trials):
         mine = [
             *(_best(front) for front in fronts if front.task == task),
+            *(line for one in comparisons(part, factors=factors) for line in _peer_lines(one)),
             *_factor_lines(effects[effects["task"] == task], quality=quality_column(part)),
             *_control_lines(part),
         ]
@@ -147,6 +155,36 @@ def _factor_lines(effects: pd.DataFrame, *, quality: str | None) -> list[str]:
             phrase = _PHRASES.get(str(factor), f"{plain(factor, limit=60)} {{level}} instead of {{against}}")
             names = {"level": plain(level, limit=40), "against": plain(rows["against"].iloc[-1], limit=40)}
             lines.append(f"{_fill(phrase, names)}: {', '.join(told)} ({_count(pairs, 'matched pair')}).")
+    return lines
+
+
+def _peer_lines(comparison: Comparison) -> list[str]:
+    """Our layer beside the best peer at the longest length, and where layers become faster than SDPA."""
+    where = f" ({cell_label(comparison.setting, separator=', ')})" if comparison.setting else ""
+    lines = []
+    told = [row for row in comparison.rows if row.layer == OURS and "ratio_to_best_peer" in row.values]
+    if told:
+        longest = told[-1]
+        both, forward = (longest.values.get(f"ratio_to_best_peer{suffix}") for suffix in ("", ".forward"))
+        share = longest.values.get("share_of_floor")
+        assert both is not None
+        bounds = ""
+        if math.isfinite(both.low) and both.low > 0:
+            bounds = " " + interval(math.log(both.low), math.log(both.high), scale="log_ratio")
+        floor = (
+            ""
+            if share is None
+            else f", at {value(share.mean, metric=describe('share_of_floor'))} of its floor"
+        )
+        alone = "" if forward is None else f" ({ratio(forward.mean)} forward alone)"
+        lines.append(
+            f"our layer is {ratio(both.mean)}{bounds} as fast as the best peer at {longest.length:,} tokens, "
+            f"forward and backward{alone}{floor}{where}."
+        )
+    crossings = [found for found in comparison.crossovers() if found.metric == "step_s"]
+    if crossings:
+        places = "; ".join(f"{plain(found.layer, limit=40)} {found.words}" for found in crossings)
+        lines.append(f"crossover with {SDPA}, forward and backward{where}: {places}.")
     return lines
 
 

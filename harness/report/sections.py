@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.comparison import TIMES, Comparison, Crossover, Row, comparisons
 from harness.design import by_task, design_of, level_texts
 from harness.factors import REPLICATES, level_text, sort_levels
 from harness.formatting import (
@@ -38,6 +39,15 @@ _EFFECT_METRICS = ("accuracy", "bits_per_byte", "step_s", "peak_alloc_bytes", "s
 _TRIAL_METRICS = (
     "accuracy", "bits_per_byte", "peak_alloc_bytes", "saved_bytes", "tokens_per_s", "step_s", "flops"
 )  # fmt: skip
+#: What the comparison of single layers shows, and how it calls it.
+_LAYER_COLUMNS = {
+    "forward_s": "forward",
+    "ratio_to_best_peer.forward": "× best peer",
+    "step_s": "forward + backward",
+    "ratio_to_best_peer": "× best peer",
+    "share_of_floor": "share of the floor",
+    "peak_alloc_bytes": "peak memory",
+}
 #: Lines of a traceback or log that are shown with a failure: the end tells the cause.
 _TAIL = 20
 
@@ -108,6 +118,7 @@ def document(study: Study, *, pictures: Sequence[Placed]) -> Document:
             _effect_tables(study),
             otherwise="No factor was measured at two levels with all others equal, so no effect can be told.",
         ),
+        section("peers", "One layer beside its peers", _peer_tables(study)),
         section("factors", "Factor by factor", []),
         section(
             "train_eval",
@@ -160,6 +171,7 @@ def _what_was_run(study: Study) -> list[Block]:
         fact("Seeds", ", ".join(sort_levels(level_texts(study.trials, ["seed"])["seed"])))
     for label, name in (("Processor", "cpu_model"), ("Device", "device_name"), ("PyTorch", "torch")):
         fact(label, _values(study.records, name))
+    fact("Attention computed by", _values(study.records, "backend"))
     for label, name in (("Threads", "threads"), ("Precision", "dtype")):
         if name in study.trials.columns:
             fact(label, ", ".join(sort_levels(level_texts(study.trials, [name])[name])))
@@ -203,7 +215,7 @@ def _values(records: Sequence[TrialRecord], name: str) -> str:
 
 
 def _verdict(study: Study, *, found: Sequence[Front]) -> list[Block]:
-    told = verdict(study.trials, effects=study.effects, fronts=found)
+    told = verdict(study.trials, effects=study.effects, fronts=found, factors=study.factors)
     blocks: list[Block] = [
         Text(title=plain(task, limit=40) if len(told) > 1 else "", lines=tuple(lines), bullets=True)
         for task, lines in told.items()
@@ -285,6 +297,70 @@ def _effect_cell(row: Mapping[str, Any] | None) -> Cell:
     return cell(effect(row["effect"], scale=row["scale"]), value=row["effect"], detail=bounds)
 
 
+def _peer_tables(study: Study) -> list[Block]:
+    found = comparisons(study.trials, factors=study.factors)
+    return [table for one in found for table in (_layer_table(one), _crossover_table(one)) if table.rows]
+
+
+def _layer_table(comparison: Comparison) -> Table:
+    setting = f" ({cell_label(comparison.setting)})" if comparison.setting else ""
+    return Table(
+        caption=(
+            f"One attention layer{setting}: means over the repeats, with 95 % intervals. × best peer: "
+            "how many times as fast, within a repeat; a share of the floor is the part of the time that the "
+            "matrix products alone would take"
+        ),
+        headers=("layer", "computed by", "tokens", *_LAYER_COLUMNS.values()),
+        rows=tuple(
+            (
+                cell(row.layer),
+                cell(", ".join(row.backends) or NOTHING),
+                cell(f"{row.length:,}", value=float(row.length)),
+                *(_layer_cell(row, name) for name in _LAYER_COLUMNS),
+            )
+            for row in comparison.rows
+        ),
+        n_labels=2,
+        sortable=True,
+    )
+
+
+def _layer_cell(row: Row, name: str) -> Cell:
+    found, metric = row.values.get(name), describe(name)
+    if found is None:
+        failed = row.outcome != "ok" and name in TIMES
+        return cell(row.outcome.replace("_", " ") if failed else NOTHING)
+    bounds = ""
+    # The best peer beside itself has no interval to speak of.
+    if metric.unit == "ratio" and math.isfinite(found.low) and found.high > found.low * (1 + 1e-9):
+        bounds = interval(math.log(found.low), math.log(found.high), scale="log_ratio")
+    return cell(value(found.mean, metric=metric), value=found.mean, detail=bounds)
+
+
+def _crossover_table(comparison: Comparison) -> Table:
+    by_layer: dict[str, dict[str, Crossover]] = {}
+    for found in comparison.crossovers():
+        by_layer.setdefault(found.layer, {})[found.metric] = found
+    return Table(
+        caption=(
+            "From which length on a layer is faster than full attention (SDPA), between measured lengths by "
+            "a straight line on logarithmic axes"
+        ),
+        headers=("layer", "forward", "forward + backward"),
+        rows=tuple(
+            (
+                cell(layer),
+                *(
+                    cell(where[name].words, value=where[name].at) if name in where else cell(NOTHING)
+                    for name in TIMES
+                ),
+            )
+            for layer, where in by_layer.items()
+        ),
+        n_labels=1,
+    )
+
+
 def _grid_table(grid: Grid) -> Table:
     metric = describe(grid.quality)
     rows = tuple(
@@ -357,12 +433,14 @@ def _trial_tables(study: Study) -> list[Block]:
     order = ranks.sort_values(keys, kind="stable").index if keys else trials.index
     numbers = trials[names].to_dict("index")
     levels = texts.to_dict("index")
-    identity = trials[["trial_id", "outcome", "duration_s"]].to_dict("index")
+    identity = trials[["trial_id", "outcome", "backend", "duration_s"]].to_dict("index")
+    backends = ("backend",) if (trials["backend"] != "").any() else ()
     rows = tuple(
         (
             cell(identity[at]["trial_id"], href=f"../trials/{identity[at]['trial_id']}.json"),
             *(cell(levels[at][key]) for key in keys),
             cell(str(identity[at]["outcome"]).replace("_", " ")),
+            *(cell(str(identity[at][name]) or NOTHING) for name in backends),
             *(
                 cell(
                     value(float(numbers[at][name]), metric=describe(name)),
@@ -378,6 +456,7 @@ def _trial_tables(study: Study) -> list[Block]:
         "trial",
         *(short_name(key) for key in keys),
         "outcome",
+        *backends,
         *(describe(name).label for name in names),
         "took",
     )
@@ -386,7 +465,7 @@ def _trial_tables(study: Study) -> list[Block]:
             caption=f"All {len(trials)} trials; trials.csv has every column",
             headers=headers,
             rows=rows,
-            n_labels=2 + len(keys),
+            n_labels=2 + len(keys) + len(backends),
             sortable=True,
         )
     ]

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from harness.probes import Blind, Counter, CpuAllocator, CudaAllocator, Probe, ResidentPeak
 from harness.probes.memory import held_bytes
 from harness.record import Sample
-from harness.workloads.session import Session
+
+
+class Subject(Protocol):
+    """What takes steps: its device, its batches, and what it holds between two steps."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]: ...
+
+    def live_tensors(self) -> Iterator[Tensor]: ...
+
 
 #: Takes one step on a batch under a probe.
 Step = Callable[[tuple[Tensor, Tensor], Probe], object]
 
 
-def measure_footprint(session: Session, step: Step) -> tuple[tuple[Sample, ...], str]:
+def measure_footprint(session: Subject, step: Step) -> tuple[tuple[Sample, ...], str]:
     """Memory and cost of a step, and how resident memory was read.
 
     A first step is not measured: it makes what later steps find made (optimizer state, cached plans).
@@ -24,14 +37,15 @@ def measure_footprint(session: Session, step: Step) -> tuple[tuple[Sample, ...],
     step(batch, Blind())
     resident = ResidentPeak()
     step(batch, resident)
-    allocator = _allocator(session, batch)
+    allocator = allocator_probe(session, batch)
     step(batch, allocator)
     counter = Counter()
     step(batch, counter)
     return (*resident.samples(), *allocator.samples(), *counter.samples()), resident.method
 
 
-def _allocator(session: Session, batch: tuple[Tensor, Tensor]) -> CpuAllocator | CudaAllocator:
+def allocator_probe(session: Subject, batch: tuple[Tensor, Tensor]) -> CpuAllocator | CudaAllocator:
+    """The probe of allocator peaks for steps on that batch."""
     if session.device.type == "cuda":
         return CudaAllocator(session.device)
     return CpuAllocator(held_bytes((*session.live_tensors(), *batch)))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from harness.devices import DTYPES
+from harness.devices import autocast
 from harness.probes import Probe
 from harness.record import Sample
 from harness.spec import TrainSpec, TrialSpec
@@ -54,7 +53,7 @@ class Session:
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The training loss of a batch."""
-        with self._autocast():
+        with autocast(self.spec.device, self.spec.dtype):
             return self.model.loss(*batch)
 
     def evaluate(self, evaluation: Batch) -> Iterator[Sample]:
@@ -96,7 +95,7 @@ class Session:
                 part = Batch(
                     evaluation.tokens[start : start + rows], evaluation.targets[start : start + rows]
                 )
-                with self._autocast():
+                with autocast(self.spec.device, self.spec.dtype):
                     scores = self.model.score(*self._to_device(part))
                 for name, value in scores._asdict().items():
                     totals[name] += float(value)
@@ -107,10 +106,6 @@ class Session:
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
         return tokens.to(self.device), targets.to(self.device)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        dtype = DTYPES[self.spec.dtype]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def open_session(spec: TrialSpec) -> Session:

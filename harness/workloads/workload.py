@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from harness.record import Measurement
 
 if TYPE_CHECKING:
@@ -29,3 +31,11 @@ class Workload(ABC):
             spec: what to run.
             progress: told now and then, in a line, how far it is.
         """
+
+    def backend(self, spec: TrialSpec) -> str:
+        """What computes the attention of such a trial (see `reformer.ReformerConfig.backend_on`).
+
+        Raises:
+            ValueError: the workload, or the backend that is asked for, cannot run that spec.
+        """
+        return spec.reformer_config().backend_on(torch.device(spec.device))

@@ -119,6 +119,65 @@ def record(cell: Mapping[str, Any], *, experiment: str = "quick", **settings: An
     )
 
 
+def layer(
+    implementation: str,
+    length: int,
+    *,
+    step_s: float = 1.0,
+    peak: float = 2.0**20,
+    floor_s: float = 0.25,
+    repeat: int = 0,
+    **settings: Any,
+) -> TrialRecord:
+    """A record of the workload `attention`, as `experiment=peers` makes them.
+
+    Args:
+        implementation: `ours`, `sdpa` or the name of a peer.
+        step_s: forward and backward; a quarter of it is forward.
+        floor_s: of both; a fifth of it is forward.
+    """
+    peer = implementation not in ("ours", "sdpa")
+    plain = spec(**settings, repeat=repeat, task__length=length)
+    plain["attention"]["kind"] = "full_standard" if implementation == "sdpa" else "lsh"
+    plain["model"]["layers"] = [plain["attention"]["kind"]]
+    plain["attention"]["causality"] = "published" if peer else "strict"
+    plain["workload"] = {
+        "_target_": "harness.workloads.attention.Attention",
+        "implementation": implementation if peer else "ours",
+    }
+    samples = (
+        _sample("tokens_per_step", "tokens", length),
+        _sample("forward_s", "s", step_s / 4),
+        _sample("backward_s", "s", 3 * step_s / 4),
+        _sample("step_s", "s", step_s),
+        _sample("peak_alloc_bytes", "bytes", peak, phase="forward"),
+        _sample("gemm_flop_per_s", "flop/s", 1e9),
+        _sample("floor_flops", "flop", 0.2e9 * floor_s, phase="forward"),
+        _sample("floor_flops", "flop", 0.8e9 * floor_s, phase="backward"),
+    )
+    return TrialRecord(
+        trial_id=trial_id(plain),
+        experiment="peers",
+        cell={
+            "implementation": implementation,
+            "task.length": str(length),
+            "repeat": str(repeat),
+            **{key.replace("__", "."): str(value) for key, value in settings.items()},
+        },
+        code=CODE,
+        spec=plain,
+        outcome=Outcome(status="ok"),
+        environment={**ENVIRONMENT, "backend": {"ours": "flash"}.get(implementation, implementation)},
+        samples=samples,
+        started_at="2026-01-02T03:04:05+00:00",
+        duration_s=3.0,
+    )
+
+
+def _sample(metric: str, unit: str, value: float, *, phase: str | None = None) -> Sample:
+    return Sample(metric=metric, unit=unit, values=(float(value),), phase=phase)
+
+
 def sweep(levels: Mapping[str, Sequence[Any]], **settings: Any) -> list[TrialRecord]:
     """One record for each combination of the levels, in order."""
     cells = (

@@ -28,12 +28,21 @@ def trials(records):
 def test_one_row_a_trial_with_identity_settings_and_metrics(trials, records):
     assert len(trials) == len(records)
     names = list(trials.columns)
-    assert names[:8] == list(aggregate.IDENTITY)
-    assert names[8:11] == ["attention.n_hashes", "model.residual", "seed"]
+    settings = len(aggregate.IDENTITY)
+    assert names[:settings] == list(aggregate.IDENTITY)
+    assert names[settings : settings + 3] == ["attention.n_hashes", "model.residual", "seed"]
     assert set(trials["study"]) == {"s"}
     assert json.loads(trials["cell"].iloc[0]) == records[0].cell
     assert {"attention", "task", "task.length", "hashing", "workload", "train.lr"} <= set(names)
     assert not {"attention.kind", "task._target_"} & set(names)
+
+
+def test_the_backend_that_ran_is_a_column_and_no_setting(records):
+    ran = [replace(records[0], environment={"backend": "flash"}), replace(records[1], environment={})]
+    table = aggregate.table(ran, study="s")
+    assert table["backend"].tolist() == ["flash", ""]
+    assert "backend" not in setting_columns(table)
+    assert "backend" not in metric_columns(table)
 
 
 def test_columns_have_the_narrowest_type(trials):
@@ -191,7 +200,7 @@ class TestLoad:
 
     def test_levels_as_typed_come_first(self, records, tmp_path):
         path = factory.store(tmp_path / "mine", records, factors={"model.residual": ["plain"], **LEVELS})
-        assert aggregate.load(path).columns[8] == "model.residual"
+        assert aggregate.load(path).columns[len(aggregate.IDENTITY)] == "model.residual"
 
     def test_a_torn_file_is_told_not_raised(self, records, tmp_path):
         path = factory.store(tmp_path / "mine", records)

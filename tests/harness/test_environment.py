@@ -97,6 +97,7 @@ def test_worker_knows_libraries_threads_and_allocator(
     assert known["threads"] == torch.get_num_threads()
     assert known["allocator"]["MALLOC_ARENA_MAX"] == "2"
     assert known["cpu_model"] == known["device_name"] != ""
+    assert known["backend"] == codec.decode(spec_of()[1]).backend != ""
 
 
 def test_a_processor_without_a_name_still_has_one(monkeypatch: pytest.MonkeyPatch) -> None:

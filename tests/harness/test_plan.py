@@ -169,6 +169,20 @@ def test_blocks_are_shuffled_each_in_its_own_way() -> None:
     assert ordered[:20] != ordered[20:]
 
 
+def test_implementations_take_turns_at_what_is_equal_besides() -> None:
+    cells = [
+        {"implementation": name, "length": length}
+        for name in ("ours", "sdpa", "other")
+        for length in ("1", "2", "3", "4")
+    ]
+    trials = [trial(f"{i:02d}", seed="0", **levels) for i, levels in enumerate(cells)]
+    ordered = [t.cell for t in in_blocks(trials)]
+    turns = [ordered[start : start + 3] for start in range(0, 12, 3)]
+    assert all(len({t["length"] for t in turn}) == 1 for turn in turns)
+    assert {t["length"] for t in ordered} == {"1", "2", "3", "4"}
+    assert len({tuple(t["implementation"] for t in turn) for turn in turns}) > 1
+
+
 def test_a_repeat_is_a_block_of_its_own() -> None:
     assert block_of({"repeat": "1", "seed": "0", "a": "3"}) == "seed=0 repeat=1"
     assert block_of({"a": "3"}) == ""

@@ -32,7 +32,9 @@ from harness.store import Study
 FACTORS = {"attention.n_hashes": ("1", "2"), "seed": ("0",)}
 
 
-def planned(trial_id: str, rounds: int, *, state: str = "new", reason: str = "") -> PlannedTrial:
+def planned(
+    trial_id: str, rounds: int, *, state: str = "new", reason: str = "", backend: str = ""
+) -> PlannedTrial:
     return PlannedTrial(
         trial_id=trial_id,
         state=state,
@@ -42,6 +44,7 @@ def planned(trial_id: str, rounds: int, *, state: str = "new", reason: str = "")
         spec={},
         block="seed=0",
         wanted=state == "new",
+        backend=backend,
     )
 
 
@@ -165,6 +168,19 @@ def test_headline_and_lines(plan_of: Callable[..., Plan]) -> None:
         "  invalid  c  n_hashes=3 seed=0  odd",
         "  new      a  n_hashes=1 seed=0",
         "  done     b  n_hashes=2 seed=0  ok",
+    ]
+
+
+def test_lines_say_what_computes_each_trial(plan_of: Callable[..., Plan]) -> None:
+    plan = plan_of(
+        planned("a", 1, backend="reference"),
+        planned("b", 2, state="done", reason="ok", backend="flash"),
+        planned("c", 3, state="invalid", reason="odd"),
+    )
+    assert plan_lines(plan) == [
+        "  invalid  c  n_hashes=3 seed=0             odd",
+        "  new      a  n_hashes=1 seed=0  reference",
+        "  done     b  n_hashes=2 seed=0  flash      ok",
     ]
 
 

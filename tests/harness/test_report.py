@@ -89,6 +89,57 @@ def whole(records, tmp_path_factory):
     return folder / "mine" / "report", page, markdown
 
 
+@pytest.fixture(scope="module")
+def peers(tmp_path_factory):
+    times = {"ours": 1.0, "sdpa": 0.7, "transformers": 3.0, "reformer_pytorch": 4.0}
+    records = [
+        factory.layer(
+            name,
+            length,
+            step_s=step_s * (length / 1024) ** (2 if name == "sdpa" else 1) * (1 + 0.2 * repeat),
+            repeat=repeat,
+        )
+        for repeat in (0, 1)
+        for length in (1024, 2048)
+        for name, step_s in times.items()
+    ]
+    records[-1] = factory.failed(records[-1])
+    records[-1 - len(times) * 2] = factory.failed(records[-1 - len(times) * 2])
+    factors = {"implementation": list(times), "task.length": ["1024", "2048"], "repeat": ["0", "1"]}
+    return built(tmp_path_factory.mktemp("peers"), records, factors)
+
+
+class TestPeers:
+    def test_the_verdict_tells_ratio_share_and_crossover(self, peers):
+        page, markdown = peers
+        for text in (page.text, markdown):
+            assert "Our layer is 3.0× [3.0, 3.0] as fast as the best peer at 2,048 tokens" in text
+            assert "at 11.5 % of its floor" in text
+            assert "Crossover with SDPA, forward and backward: ours 1,460 tokens; " in text
+
+    def test_layers_are_a_section_with_a_figure_and_two_tables(self, peers):
+        page, markdown = peers
+        assert "peers" in [attributes["id"] for attributes in page.all("section")]
+        part = markdown.split("## One layer beside its peers")[1].split("\n## ")[0]
+        assert "figures/scaling.svg" in part
+        rows = [
+            [entry.strip() for entry in line.strip("|").split("|")]
+            for line in part.splitlines()
+            if line.startswith("| ")
+        ]
+        assert rows[0][:4] == ["layer", "computed by", "tokens", "forward"]
+        assert "× best peer" in rows[0]
+        assert "share of the floor" in rows[0]
+        table = {(row[0], row[2]): row for row in rows if len(row) == 9}
+        assert table["ours", "2,048"][1] == "flash"
+        assert table["ours", "2,048"][6] == "3.0×"
+        assert table["reformer_pytorch", "2,048"][3] == "out of memory"
+        assert table["reformer_pytorch", "2,048"][6] == "–"
+        crossings = {row[0]: row[1:] for row in rows if len(row) == 3}
+        assert crossings["ours"] == ["1,460 tokens"] * 2
+        assert crossings["transformers"] == ["none in range (slower at 2,048 tokens)"] * 2
+
+
 class TestFiles:
     def test_everything_is_there(self, whole):
         folder, _, _ = whole
@@ -147,6 +198,14 @@ class TestPage:
     def test_has_both_colour_schemes(self, whole):
         folder, _, _ = whole
         assert "@media (prefers-color-scheme: dark)" in (folder / "report.html").read_text()
+
+    def test_trials_say_what_computed_them(self, tmp_path, records):
+        ran = [replace(record, environment={"backend": "flash"}) for record in records[:2]]
+        page, markdown = built(tmp_path, [*ran, records[2]])
+        header = next(line for line in markdown.splitlines() if line.startswith("| trial"))
+        assert "| outcome" in header
+        assert "| backend" in header
+        assert "Attention computed by" in page.text
 
     def test_trials_link_to_their_records(self, whole):
         folder, page, _ = whole

@@ -9,7 +9,7 @@ import pytest
 
 from harness import spec as spec_module
 from harness.codec import SpecError
-from harness.spec import OPTIMIZERS, AttentionSpec, LocalSpec, ModelSpec
+from harness.spec import OPTIMIZERS, AttentionSpec, LocalSpec, ModelSpec, TrialSpec
 from reformer import Hyperplane
 from reformer.attention import options
 from reformer.attention.modules import Attending
@@ -215,6 +215,7 @@ def named(group: type, /, **values: Any) -> Any:
 def test_every_setting_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = trial_spec(seed=16, hashing=HYPERPLANE, task__n_symbols=11)
     monkeypatch.setattr(spec_module, "ReformerConfig", dict)
+    monkeypatch.setattr(TrialSpec, "backend", "not asked for")
     groups = {
         "": named(AttentionSpec, kind="lsh"),
         "local_": named(LocalSpec, chunk_length=101, n_chunks_before=102),
@@ -225,6 +226,33 @@ def test_every_setting_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
     for prefix, group in groups.items():
         expected |= {f"{prefix}{name}": value for name, value in vars(group).items() if name != "kind"}
     assert given == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "backend"),
+    [
+        ({"attention__backend": "flash"}, "flash"),
+        ({"attention__backend": "reference"}, "reference"),
+        ({"attention__causality": "published", "attention__seams": "reference"}, "reference"),
+        ({"model__layers": ["local"], "attention__backend": "flash", "device": "cuda"}, ""),
+        (
+            {
+                "model__layers": ["local", "full_standard", "lsh"],
+                "model__n_layers": 5,
+                "attention__backend": "reference",
+            },
+            "sdpa+reference",
+        ),
+        ({"model__layers": ["local", "lsh"], "model__n_layers": 1}, ""),
+    ],
+)
+def test_what_will_compute_the_attention(settings: dict[str, Any], backend: str) -> None:
+    assert trial_spec(**settings).backend == backend
+
+
+def test_a_backend_that_cannot_is_told_before_anything_runs() -> None:
+    with pytest.raises(SpecError, match="backend='flash': it runs on the CPU, not on cuda; use backend="):
+        trial_spec(attention__backend="flash", device="cuda")
 
 
 def test_the_task_fixes_the_length_and_the_model_may_be_longer() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness.metrics import columns, memory, quality, time
+from harness.metrics import columns, floor, memory, quality, time
 from harness.record import Outcome, Sample, TrialRecord
 from tests.harness import factory
 
@@ -30,6 +30,48 @@ def sums(correct, scored, nll, **at):
         Sample(metric="scored", unit="tokens", values=(scored,), at=at),
         Sample(metric="nll_nats", unit="nats", values=(nll,), at=at),
     )
+
+
+class TestFloor:
+    def layer(self, *, rates=(1e9, 2e9), flops=(2e9, 6e9), times=(2.0, 4.0)):
+        forward, backward = times
+        return bare(
+            Sample(metric="gemm_flop_per_s", unit="flop/s", values=rates),
+            Sample(metric="floor_flops", unit="flop", values=(flops[0],), phase="forward"),
+            Sample(metric="floor_flops", unit="flop", values=(flops[1],), phase="backward"),
+            Sample(metric="forward_s", unit="s", values=(forward,)),
+            Sample(metric="backward_s", unit="s", values=(backward,)),
+            Sample(metric="step_s", unit="s", values=(forward + backward,)),
+        )
+
+    def test_products_at_the_best_rate_and_their_share_of_the_time(self):
+        assert floor.columns(self.layer()) == {
+            "gemm_flop_per_s": 2e9,
+            "floor_s": 4.0,
+            "floor_s.forward": 1.0,
+            "floor_s.backward": 3.0,
+            "share_of_floor.forward": 0.5,
+            "share_of_floor.backward": 0.75,
+            "share_of_floor": 4 / 6,
+        }
+
+    def test_the_warm_up_is_no_part_of_the_time(self):
+        record = self.layer()
+        times = Sample(metric="step_s", unit="s", values=(90.0, 40.0, 8.0, 8.0, 8.0, 8.0))
+        record = replace(record, samples=(*record.samples[:-1], times))
+        assert floor.columns(record)["share_of_floor"] == 0.5
+
+    def test_without_a_rate_or_products_there_is_no_floor(self):
+        assert floor.columns(self.layer(rates=())) == {}
+        assert floor.columns(replace(self.layer(), samples=self.layer().samples[:2])) == {}
+        untimed = replace(self.layer(), samples=self.layer().samples[:3])
+        assert set(floor.columns(untimed)) == {
+            "gemm_flop_per_s", "floor_s", "floor_s.forward", "floor_s.backward"
+        }  # fmt: skip
+
+    def test_its_samples_are_no_columns_of_their_own(self):
+        assert "floor_flops.forward" not in columns(self.layer())
+        assert columns(self.layer())["share_of_floor"] == 4 / 6
 
 
 class TestQuality:

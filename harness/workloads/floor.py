@@ -1,0 +1,83 @@
+"""The floor of an attention layer: the time that its matrix products alone would take on this machine.
+
+Hashing, sorting, softmax and every move of data are left out, so nothing reaches it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from harness.record import Sample
+from reformer import ReformerConfig
+from reformer.attention.modules import SHARED_KINDS
+
+#: Products of a chunk with its window, all at once: enough to pay for the call, and in cache.
+_PRODUCTS = 64
+#: Side of the square product that a GPU is timed on: small ones would measure its launches.
+_GPU_SIDE = 8192
+_UNTIMED, _TIMED = 3, 30
+
+
+def floor_samples(config: ReformerConfig, *, batch: int, seq: int) -> tuple[Sample, ...]:
+    """`floor_flops` of the first layer's matrix products, forward and backward."""
+    forward, backward = product_flops(config, batch=batch, seq=seq)
+    return tuple(
+        Sample(metric="floor_flops", unit="flop", values=(float(flops),), phase=phase)
+        for phase, flops in (("forward", forward), ("backward", backward))
+    )
+
+
+def product_flops(config: ReformerConfig, *, batch: int, seq: int) -> tuple[int, int]:
+    """FLOPs of forward and of backward: projections, scores, and weighted values of the first layer.
+
+    Backward has two products for each of forward's, and makes the scores again.
+    """
+    shared = config.kind(0) in SHARED_KINDS
+    width = config.n_heads * config.head_width
+    projections = (3 if shared else 4) * 2 * batch * seq * config.d_model * width
+    scores = 2 * batch * _pairs(config, seq=seq) * width
+    return projections + 2 * scores, 2 * projections + 5 * scores
+
+
+def _pairs(config: ReformerConfig, *, seq: int) -> int:
+    """Pairs of query and key that a head multiplies."""
+    kind = config.kind(0)
+    if kind == "lsh":
+        window = (config.n_chunks_before + 1 + config.lsh_options().after) * config.chunk_length
+        return seq * config.n_hashes * min(seq, window)
+    if kind == "local":
+        window = (config.local_n_chunks_before + 1) * (config.local_chunk_length or config.chunk_length)
+        return seq * min(seq, window)
+    return seq * (seq + 1) // 2
+
+
+def product_rates(config: ReformerConfig, *, device: torch.device, dtype: torch.dtype) -> tuple[float, ...]:
+    """FLOP/s of matrix products as this machine reaches them now, one value a repetition.
+
+    On a CPU in products of a chunk of queries with the keys of its window, the shape that LSH attention
+    is made of; on a GPU in a large square product, the rate that a fused kernel could come near to.
+    """
+    if device.type == "cuda":
+        products, rows, inner, columns = 1, _GPU_SIDE, _GPU_SIDE, _GPU_SIDE
+    else:
+        columns = (config.n_chunks_before + 1 + config.lsh_options().after) * config.chunk_length
+        products, rows, inner = _PRODUCTS, config.chunk_length, config.head_width
+    a = torch.randn(products, rows, inner, device=device, dtype=dtype)
+    b = torch.randn(products, inner, columns, device=device, dtype=dtype)
+    out = torch.bmm(a, b)
+    took = [_seconds(lambda: torch.bmm(a, b, out=out), device=device) for _ in range(_UNTIMED + _TIMED)]
+    flops = 2 * products * rows * inner * columns
+    return tuple(float(round(flops / value)) for value in took[_UNTIMED:])
+
+
+def _seconds(function: Callable[[], object], *, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
