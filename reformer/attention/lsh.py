@@ -1,6 +1,7 @@
 """LSH attention: sort by hash bucket, attend within chunks, combine rounds."""
 
 from functools import partial
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,10 @@ from reformer.compilation import uncompiled
 from reformer.hashing import CrossPolytope
 from reformer.hashing.buckets import Buckets
 from reformer.hashing.family import HashFamily
-from reformer.kernels import flash
+from reformer.kernels import flash, union
+
+#: Modules of `reformer.kernels`, by backend.
+_KERNELS = {"triton": "triton_attention", "flex": "flex"}
 
 
 def lsh_attention(
@@ -76,7 +80,8 @@ def lsh_attention(
         padding_mask: True at real tokens; outputs elsewhere are 0.
         dropout_p: share of attention weights dropped.
         backend: `auto`, the fastest that can; `flash`, tile by tile on the CPU, which keeps one integer a
-            token and round for backward; or `reference`, whole rounds at once, for every mode and device.
+            token and round for backward; `triton` or `flex`, which do that on a GPU; or `reference`, whole
+            rounds at once, for every mode and device.
 
     Raises:
         ValueError: names the value, the rule and the mend.
@@ -125,14 +130,37 @@ def attend(
     check_inputs(qk, v, padding_mask=padding_mask)
     if v.numel() == 0:
         return v.clone()
-    if options.backend_on(qk.device) == "flash":
-        twin = partial(_attend_at_once, options=options)
-        pattern = flash_pattern(options, dim=qk.shape[-1])
-        # Not compiled: it picks its tiles by what it finds.
+    width = max(qk.shape[-1], v.shape[-1])
+    backend = options.backend_on(qk.device, dtype=qk.dtype, width=width)
+    if backend == "reference":
+        return _attend_at_once(qk, v, buckets=buckets, padding_mask=padding_mask, options=options)
+    pattern = flash_pattern(options, dim=qk.shape[-1])
+    twin = partial(_attend_at_once, options=options)
+    # Not compiled: they pick tiles by what they find, or are compiled by other means.
+    if backend == "flash":
         return uncompiled(flash.attend)(
             qk, v, buckets=buckets, padding_mask=padding_mask, pattern=pattern, twin=twin
         )
-    return _attend_at_once(qk, v, buckets=buckets, padding_mask=padding_mask, options=options)
+    return uncompiled(_attend_on_gpu)(
+        qk, v, buckets=buckets, padding_mask=padding_mask, pattern=pattern, twin=twin, backend=backend
+    )
+
+
+def _attend_on_gpu(
+    qk: Float[Tensor, "batch heads seq dim"],
+    v: Float[Tensor, "batch heads seq value"],
+    *,
+    buckets: Int[Tensor, "batch heads n_hashes seq"],
+    padding_mask: Bool[Tensor, "batch seq"] | None,
+    pattern: flash.Pattern,
+    twin: flash.Twin,
+    backend: str,
+) -> Float[Tensor, "batch heads seq value"]:
+    """By kernels that are imported when they are asked for: Triton need not be there."""
+    kernel = import_module(f"reformer.kernels.{_KERNELS[backend]}").KERNEL
+    return union.attend(
+        qk, v, buckets=buckets, padding_mask=padding_mask, pattern=pattern, twin=twin, kernel=kernel
+    )
 
 
 def flash_pattern(options: LSHOptions, *, dim: int) -> flash.Pattern:

@@ -1,6 +1,8 @@
 """The switches of LSH attention, checked once and shared by every implementation of it."""
 
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +19,17 @@ CAUSALITIES = ("strict", "bucket", "published")
 DUPLICATES = ("count", "sum")
 SEAMS = ("masked", "reference")
 LOGIT_SCALES = ("trax", "sqrt_d")
-BACKENDS = ("auto", "reference", "flash")
+BACKENDS = ("auto", "reference", "flash", "triton", "flex")
+
+_TRITON_IS_HERE = find_spec("triton") is not None
+#: Triton reads it when it is imported.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+#: What `auto` takes the first of that can, by kind of device.
+_FASTEST = {"cpu": ("flash",), "cuda": ("triton", "flex")}
+#: What the matrix units of a GPU multiply.
+_ON_GPU = (torch.float32, torch.bfloat16, torch.float16)
+#: The widest head that fits beside what a Triton program keeps.
+_WIDEST = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,21 +121,62 @@ class LSHOptions:
         """Entries of the sorted order before a query that it may see in strict mode."""
         return self.n_chunks_before * self.chunk_length
 
-    def backend_on(self, device: torch.device) -> str:
-        """The backend that computes this there: `flash` or `reference`.
+    def backend_on(self, device: torch.device, *, dtype: torch.dtype = torch.float32, width: int = 1) -> str:
+        """The backend that computes this there, for heads of that type and width.
 
         Raises:
-            ValueError: `flash` is asked for, and cannot.
+            ValueError: one is asked for by name that cannot.
         """
-        reason = self._beyond_flash(device)
-        if self.backend == "flash" and reason:
-            raise ValueError(f"backend='flash': {reason}; use backend='auto' or 'reference'")
-        return "reference" if self.backend == "reference" or reason else "flash"
+        if self.backend == "reference":
+            return "reference"
+        if self.backend == "auto":
+            for backend in _FASTEST.get(device.type, ()):
+                if not self._beyond(backend, device, dtype=dtype, width=width):
+                    return backend
+            return "reference"
+        reason = self._beyond(self.backend, device, dtype=dtype, width=width)
+        if reason:
+            raise ValueError(f"backend='{self.backend}': {reason}; use backend='auto' or 'reference'")
+        return self.backend
+
+    def _beyond(self, backend: str, device: torch.device, *, dtype: torch.dtype, width: int) -> str:
+        """Why that backend cannot compute this; empty if it can."""
+        if backend == "triton":
+            return self._beyond_triton(device, dtype=dtype, width=width)
+        if backend == "flex":
+            return self._beyond_flex(device, dtype=dtype)
+        return self._beyond_flash(device)
 
     def _beyond_flash(self, device: torch.device) -> str:
         """Why the tiled path cannot compute this; empty if it can."""
         if device.type != "cpu":
             return f"it runs on the CPU, not on {device.type}"
+        return self._beyond_union()
+
+    def _beyond_triton(self, device: torch.device, *, dtype: torch.dtype, width: int) -> str:
+        """Why the Triton kernels cannot compute this; empty if they can."""
+        if not _TRITON_IS_HERE:
+            return "the package triton is not installed"
+        if device.type != "cuda" and not _INTERPRETED:
+            return f"it runs on cuda, not on {device.type} (there only interpreted, with TRITON_INTERPRET=1)"
+        if not _INTERPRETED and dtype not in _ON_GPU:
+            return f"it computes in float32, bfloat16 or float16, not in {str(dtype).removeprefix('torch.')}"
+        if width > _WIDEST:
+            return f"heads of {width} are wider than {_WIDEST}"
+        return self._beyond_union()
+
+    def _beyond_flex(self, device: torch.device, *, dtype: torch.dtype) -> str:
+        """Why FlexAttention cannot compute this; empty if it can."""
+        if device.type != "cuda":
+            return f"it runs on cuda, not on {device.type}"
+        if dtype not in _ON_GPU:
+            return f"it computes in float32, bfloat16 or float16, not in {str(dtype).removeprefix('torch.')}"
+        if self.dropout_p:
+            return "it drops no attention weights"
+        return self._beyond_union()
+
+    def _beyond_union(self) -> str:
+        """Why this is no softmax over the rounds that one code a token tells; empty if it is."""
         if self.wraps:
             return "rounds that look into each other (seams='reference') are not among its patterns"
         if self.same_bucket and not self.strict:
