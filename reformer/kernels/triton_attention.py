@@ -416,8 +416,9 @@ def _settings(qk: Tensor, v: Tensor, rounds: Rounds) -> tuple[dict[str, Any], in
     row_bytes = max(blocks) * max(qk.element_size(), v.element_size())
     tile = _tile(pattern.chunk_length, row_bytes=row_bytes)
     exact = torch.get_float32_matmul_precision() == "highest"
-    # Exact products of float32 are made outside of the matrix units, in many more registers.
-    many_warps = row_bytes > _WARP_BYTES or (exact and qk.dtype == torch.float32)
+    # Exact products of float32 are made outside of the matrix units, in many more registers; what draws
+    # random numbers needs more, too.
+    many_warps = row_bytes > _WARP_BYTES or (exact and qk.dtype == torch.float32) or pattern.dropout_p > 0
     settings = {
         "DIM": dim, "VALUE": value, "BLOCK_D": blocks[0], "BLOCK_V": blocks[1], "TILE": tile,
         "CHUNK": pattern.chunk_length, "BEFORE": pattern.before, "AFTER": pattern.after,

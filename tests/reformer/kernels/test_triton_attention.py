@@ -38,6 +38,16 @@ def test_values_and_gradients_are_those_of_the_dense_twin(
     )
 
 
+@pytest.mark.parametrize(("chunk_length", "seq"), [(33, 80), (64, 150)])
+def test_longer_tiles_than_the_shortest(chunk_length: int, seq: int) -> None:
+    row = {**ROW, "mode": "published", "duplicates": "count", "chunk_length": chunk_length, "seq": seq}
+    qk, v, settings = inputs(row)
+    expected = value_and_gradients(reference.lsh_attention, qk, v, **settings)
+    assert_all_close(
+        value_and_gradients(lsh_attention, qk, v, backend="triton", **settings), expected, tolerance=1e-12
+    )
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_narrow_types_stay_near_the_twin_in_float64(dtype: torch.dtype) -> None:
     qk, v, settings = inputs(ROW, dtype=dtype)
