@@ -1,10 +1,15 @@
 """What all tests share: shapes that are checked, one thread, the same examples each time."""
 
+import os
 import signal
 
 import jaxtyping
 import torch
 from hypothesis import settings
+
+if not torch.cuda.is_available():
+    # Before anything imports triton: its kernels are run by Python then.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Before anything imports reformer: from here on each call checks the shapes in its annotations.
 jaxtyping.install_import_hook("reformer", "beartype.beartype")

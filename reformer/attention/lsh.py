@@ -1,7 +1,7 @@
 """LSH attention: sort by hash bucket, attend within chunks, combine rounds."""
 
-from collections.abc import Mapping
 from functools import partial
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,10 @@ from reformer.compilation import uncompiled
 from reformer.hashing import CrossPolytope
 from reformer.hashing.buckets import Buckets
 from reformer.hashing.family import HashFamily
-from reformer.kernels import flash, native, union
+from reformer.kernels import union
 
-#: Backends that compute one softmax over all rounds.
-ENGINES: Mapping[str, union.Engine] = {"native": native, "flash": flash}
+#: Where the backends that compute one softmax over all rounds are; Triton need not be there.
+_ENGINES = {"native": "native", "flash": "flash", "triton": "triton_attention.KERNEL", "flex": "flex.KERNEL"}
 
 
 def lsh_attention(
@@ -80,8 +80,9 @@ def lsh_attention(
         padding_mask: True at real tokens; outputs elsewhere are 0.
         dropout_p: share of attention weights dropped.
         backend: `auto`, the fastest that can; `native`, a C++ kernel for the CPU that is compiled on first
-            use, or `flash`, tile by tile in torch: both keep one integer a token and round for backward; or
-            `reference`, whole rounds at once, for every mode, type and device.
+            use, or `flash`, tile by tile in torch; `triton` or `flex` on a GPU: all of them keep one integer
+            a token and round for backward; or `reference`, whole rounds at once, for every mode, type and
+            device.
 
     Raises:
         ValueError: names the value, the rule and the mend.
@@ -130,19 +131,27 @@ def attend(
     check_inputs(qk, v, padding_mask=padding_mask)
     if v.numel() == 0:
         return v.clone()
-    engine = ENGINES.get(options.backend_on(qk.device, dtype=torch.promote_types(qk.dtype, v.dtype)))
-    if engine:
-        # Not compiled: they cut their work by what they find.
+    dtype, width = torch.promote_types(qk.dtype, v.dtype), max(qk.shape[-1], v.shape[-1])
+    backend = options.backend_on(qk.device, dtype=dtype, width=width)
+    if backend != "reference":
+        # Not compiled: they cut their work by what they find, or are compiled by other means.
         return uncompiled(union.attend)(
             qk,
             v,
             buckets=buckets,
             padding_mask=padding_mask,
             pattern=pattern_of(options, dim=qk.shape[-1]),
-            engine=engine,
+            engine=_engine(backend),
             twin=partial(_attend_at_once, options=options),
         )
     return _attend_at_once(qk, v, buckets=buckets, padding_mask=padding_mask, options=options)
+
+
+def _engine(backend: str) -> union.Engine:
+    module, _, name = _ENGINES[backend].partition(".")
+    found = import_module(f"reformer.kernels.{module}")
+    engine: union.Engine = getattr(found, name) if name else found
+    return engine
 
 
 def pattern_of(options: LSHOptions, *, dim: int) -> union.Pattern:

@@ -1,6 +1,8 @@
 """The switches of LSH attention, checked once and shared by every implementation of it."""
 
+import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,9 +20,17 @@ CAUSALITIES = ("strict", "bucket", "published")
 DUPLICATES = ("count", "sum")
 SEAMS = ("masked", "reference")
 LOGIT_SCALES = ("trax", "sqrt_d")
-#: The fastest first.
-ENGINES = ("native", "flash")
-BACKENDS = ("auto", "reference", *ENGINES)
+#: On each kind of device the fastest first.
+_FASTEST = {"cpu": ("native", "flash"), "cuda": ("triton", "flex")}
+BACKENDS = ("auto", "reference", *(name for names in _FASTEST.values() for name in names))
+
+_TRITON_IS_HERE = find_spec("triton") is not None
+#: Triton reads it when it is imported.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+#: What the matrix units of a GPU multiply.
+_ON_GPU = (torch.float32, torch.bfloat16, torch.float16)
+#: The widest head that fits beside what a Triton program keeps.
+_WIDEST = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,33 +122,77 @@ class LSHOptions:
         """Entries of the sorted order before a query that it may see in strict mode."""
         return self.n_chunks_before * self.chunk_length
 
-    def backend_on(self, device: torch.device, *, dtype: torch.dtype = torch.float32) -> str:
-        """The backend that computes this there.
+    def backend_on(self, device: torch.device, *, dtype: torch.dtype = torch.float32, width: int = 1) -> str:
+        """The backend that computes this there, for heads of that type and width.
 
         Raises:
-            ValueError: one is asked for that cannot.
+            ValueError: one is asked for by name that cannot.
         """
         if self.backend == "reference":
-            return self.backend
-        if self.backend in ENGINES:
-            if reason := self._beyond(self.backend, device=device, dtype=dtype):
-                raise ValueError(f"backend={self.backend!r}: {reason}; use backend='auto' or 'reference'")
-            return self.backend
-        return next((x for x in ENGINES if not self._beyond(x, device=device, dtype=dtype)), "reference")
+            return "reference"
+        if self.backend == "auto":
+            for backend in _FASTEST.get(device.type, ()):
+                if not self._beyond(backend, device, dtype=dtype, width=width):
+                    return backend
+            return "reference"
+        reason = self._beyond(self.backend, device, dtype=dtype, width=width)
+        if reason:
+            raise ValueError(f"backend='{self.backend}': {reason}; use backend='auto' or 'reference'")
+        return self.backend
 
-    def _beyond(self, engine: str, *, device: torch.device, dtype: torch.dtype) -> str:
-        """Why an engine cannot compute this; empty if it can."""
+    def _beyond(self, backend: str, device: torch.device, *, dtype: torch.dtype, width: int) -> str:
+        """Why that backend cannot compute this; empty if it can."""
+        if backend == "triton":
+            return self._beyond_triton(device, dtype=dtype, width=width)
+        if backend == "flex":
+            return self._beyond_flex(device, dtype=dtype)
+        if backend == "native":
+            return self._beyond_native(device, dtype=dtype)
+        return self._beyond_flash(device)
+
+    def _beyond_native(self, device: torch.device, *, dtype: torch.dtype) -> str:
+        """Why the C++ kernel cannot compute this; empty if it can."""
+        if device.type == "cpu" and dtype != torch.float32:
+            return f"it computes in float32, not in {str(dtype).removeprefix('torch.')}"
+        return self._beyond_flash(device) or native.missing()
+
+    def _beyond_flash(self, device: torch.device) -> str:
+        """Why the tiled path cannot compute this; empty if it can."""
         if device.type != "cpu":
             return f"it runs on the CPU, not on {device.type}"
-        if engine == "native" and dtype != torch.float32:
-            return f"it computes in float32, not in {str(dtype).removeprefix('torch.')}"
+        return self._beyond_union()
+
+    def _beyond_triton(self, device: torch.device, *, dtype: torch.dtype, width: int) -> str:
+        """Why the Triton kernels cannot compute this; empty if they can."""
+        if not _TRITON_IS_HERE:
+            return "the package triton is not installed"
+        if device.type != "cuda" and not _INTERPRETED:
+            return f"it runs on cuda, not on {device.type} (there only interpreted, with TRITON_INTERPRET=1)"
+        if not _INTERPRETED and dtype not in _ON_GPU:
+            return f"it computes in float32, bfloat16 or float16, not in {str(dtype).removeprefix('torch.')}"
+        if width > _WIDEST:
+            return f"heads of {width} are wider than {_WIDEST}"
+        return self._beyond_union()
+
+    def _beyond_flex(self, device: torch.device, *, dtype: torch.dtype) -> str:
+        """Why FlexAttention cannot compute this; empty if it can."""
+        if device.type != "cuda":
+            return f"it runs on cuda, not on {device.type}"
+        if dtype not in _ON_GPU:
+            return f"it computes in float32, bfloat16 or float16, not in {str(dtype).removeprefix('torch.')}"
+        if self.dropout_p:
+            return "it drops no attention weights"
+        return self._beyond_union()
+
+    def _beyond_union(self) -> str:
+        """Why this is no softmax over the rounds that one code a token tells; empty if it is."""
         if self.wraps:
             return "rounds that look into each other (seams='reference') are not among its patterns"
         if self.same_bucket and not self.strict:
             return (
                 "chunk windows within a bucket (causality='bucket', bucket_mask) are not among its patterns"
             )
-        return native.missing() if engine == "native" else ""
+        return ""
 
     @property
     def n_keys(self) -> int:

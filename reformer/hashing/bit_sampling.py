@@ -36,7 +36,7 @@ class BitSampling(HashFamily):
             heads, n_hashes, dim=dim, count=buckets.bits(n_buckets), generator=generator
         )
         positive = vectors[:, :, None] > 0
-        places = positions.to(vectors.device)[None, :, :, None]
+        places = positions.to(vectors.device, non_blocking=True)[None, :, :, None]
         return bits.as_number(torch.take_along_dim(positive, places, dim=-1))
 
     def check(self, n_buckets: Buckets, *, dim: int | None = None) -> None:

@@ -40,7 +40,7 @@ class Codeword(HashFamily):
         positions = bits.distinct_positions(
             heads, n_hashes, dim=dim, count=signed_axes.n_axes(n_buckets), generator=generator
         )
-        places = positions.to(vectors.device)[None, :, :, None]
+        places = positions.to(vectors.device, non_blocking=True)[None, :, :, None]
         positive = torch.take_along_dim(vectors[:, :, None] > 0, places, dim=-1)
         # A word's distance is (length − correlation)/2, so the nearest one correlates most. In float32 the
         # correlations are whole numbers, and ties are ties.

@@ -90,7 +90,7 @@ def _normals(
 ) -> Float[Tensor, "heads dim n_hashes columns"]:
     """Gaussian columns, drawn on the CPU in float32 and in this shape: a seed is one rotation everywhere."""
     _, heads, _, dim = vectors.shape
-    return torch.randn(heads, dim, n_hashes, columns, generator=generator).to(vectors)
+    return torch.randn(heads, dim, n_hashes, columns, generator=generator).to(vectors, non_blocking=True)
 
 
 def _differences(

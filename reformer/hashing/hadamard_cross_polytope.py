@@ -38,7 +38,9 @@ class HadamardCrossPolytope(HashFamily):
         size = 1 << (dim - 1).bit_length()
         signs = random_signs(3, heads, n_hashes, -(-axes // size), size, generator=generator)
         padded = F.pad(vectors, (0, size - dim))
-        rotated = pseudo_rotate(padded[:, :, None, None], signs.to(vectors)[:, :, :, :, None])
+        rotated = pseudo_rotate(
+            padded[:, :, None, None], signs.to(vectors, non_blocking=True)[:, :, :, :, None]
+        )
         coordinates = rotated.transpose(3, 4).flatten(4)[..., :axes]
         return signed_axes.bucket_ids(coordinates, n_buckets=n_buckets)
 

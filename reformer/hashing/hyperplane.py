@@ -30,7 +30,9 @@ class Hyperplane(HashFamily):
         self.check(n_buckets)
         _, heads, _, dim = vectors.shape
         normals = torch.randn(heads, dim, n_hashes, buckets.bits(n_buckets), generator=generator)
-        return bits.as_number(torch.einsum("bhld,hdrk->bhrlk", vectors, normals.to(vectors)) > 0)
+        return bits.as_number(
+            torch.einsum("bhld,hdrk->bhrlk", vectors, normals.to(vectors, non_blocking=True)) > 0
+        )
 
     def check(self, n_buckets: Buckets, *, dim: int | None = None) -> None:
         buckets.check_power_of_two(n_buckets, family="hyperplane")

@@ -34,7 +34,9 @@ class OrthogonalHyperplane(HashFamily):
         blocks = -(-count // dim)
         normals = torch.randn(heads, n_hashes, blocks, dim, min(count, dim), generator=generator)
         rows = orthonormal_columns(normals).transpose(-1, -2).flatten(2, 3)[:, :, :count]
-        return bits.as_number(torch.einsum("bhld,hrkd->bhrlk", vectors, rows.to(vectors)) > 0)
+        return bits.as_number(
+            torch.einsum("bhld,hrkd->bhrlk", vectors, rows.to(vectors, non_blocking=True)) > 0
+        )
 
     def check(self, n_buckets: Buckets, *, dim: int | None = None) -> None:
         buckets.check_power_of_two(n_buckets, family="orthogonal_hyperplane")

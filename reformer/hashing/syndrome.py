@@ -57,7 +57,7 @@ class Syndrome(HashFamily):
         )
         # Counts are exact in float32, whose products are faster than those of integers.
         positive = (vectors > 0).float()
-        counts = torch.einsum("bhld,hrkd->bhrlk", positive, checks.to(positive))
+        counts = torch.einsum("bhld,hrkd->bhrlk", positive, checks.to(positive, non_blocking=True))
         return bits.as_number(counts % 2 == 1)
 
     def check(self, n_buckets: Buckets, *, dim: int | None = None) -> None:

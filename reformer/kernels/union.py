@@ -175,7 +175,7 @@ def read_order(
     return torch.where(starts, ~order, order).long(), starts
 
 
-def beside(x: Tensor) -> Tensor:
+def beside(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
     """Room for as much, heads beside each other in memory as a projection wants them."""
     batch, heads, seq, dim = x.shape
-    return x.new_empty(batch, seq, heads, dim).transpose(1, 2)
+    return x.new_empty(batch, seq, heads, dim, dtype=dtype).transpose(1, 2)

@@ -20,7 +20,9 @@ SEEDING = re.compile(
 )
 #: The files that may, each in one way.
 MAY_SEED = {
-    "harness/workloads/session.py": "manual_seed",  # runs in the process that was forked for one trial alone
+    # These run in the process that was forked for one trial alone.
+    "harness/workloads/attention.py": "manual_seed",
+    "harness/workloads/session.py": "manual_seed",
     "reformer/randomness.py": "set_rng_state",  # a replay, after which the stream is where it was
 }
 

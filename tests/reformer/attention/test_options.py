@@ -7,6 +7,7 @@ from harness.probes import CpuAllocator
 from reformer import CrossPolytope, HashFamily, Hyperplane
 from reformer.attention import options as options_module
 from reformer.attention.options import LSHOptions, hash_vectors
+from reformer.kernels import native
 from tests.reformer.hashing.test_family import FAMILIES
 from tests.reformer.helpers import BATCH, DIM, HEADS, SEQ, normal
 
@@ -26,7 +27,7 @@ def options(**settings: Any) -> LSHOptions:
         ({"duplicates": "first"}, "duplicates='first': use one of count, sum"),
         ({"seams": "open"}, "seams='open': use one of masked, reference"),
         ({"logit_scale": "none"}, "logit_scale='none': use one of trax, sqrt_d"),
-        ({"backend": "cuda"}, "backend='cuda': use one of auto, reference, native, flash"),
+        ({"backend": "cuda"}, "backend='cuda': use one of auto, reference, native, flash, triton, flex"),
         ({"dropout_p": 1.0}, "dropout_p=1.0: a share of weights; give 0 ≤ dropout_p < 1"),
         ({"dropout_p": -0.1}, "dropout_p=-0.1: a share of weights; give 0 ≤ dropout_p < 1"),
         (
@@ -141,3 +142,89 @@ def test_hashing_makes_no_more_coordinates_at_once_than_it_may() -> None:
     (peak,) = [sample.values[0] for sample in allocator.samples() if sample.metric == "peak_alloc_bytes"]
     # All at once they would be 256 MiB, beside the ids and what finding the largest takes.
     assert peak - ids.nbytes < 3 * 4 * 2**23
+
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "given", "says"),
+    [
+        ({"backend": "flash"}, CUDA, {}, "backend='flash': it runs on the CPU, not on cuda; use"),
+        ({"backend": "flex"}, CPU, {}, "backend='flex': it runs on cuda, not on cpu; use backend='auto' or"),
+        (
+            {"backend": "flex"},
+            CUDA,
+            {"dtype": torch.float64},
+            "backend='flex': it computes in .* float64; use",
+        ),
+        (
+            {"backend": "flex", "dropout_p": 0.1},
+            CUDA,
+            {},
+            "backend='flex': it drops no attention weights; use",
+        ),
+        ({"backend": "flex", "causality": "bucket"}, CUDA, {}, "backend='flex': .*causality='bucket'.*; use"),
+        (
+            {"backend": "triton"},
+            CPU,
+            {},
+            "backend='triton': it runs on cuda, not on cpu .*TRITON_INTERPRET=1",
+        ),
+        ({"backend": "triton"}, CUDA, {"dtype": torch.float64}, "'triton': it computes in .* not in float64"),
+        ({"backend": "triton"}, CUDA, {"width": 257}, "'triton': heads of 257 are wider than 256; use"),
+        (
+            {"backend": "triton", "seams": "reference", "causality": "published"},
+            CUDA,
+            {},
+            "backend='triton': .*seams='reference'.*; use backend='auto' or 'reference'",
+        ),
+    ],
+)
+def test_a_backend_that_cannot_says_why_and_which_can(
+    settings: dict[str, Any],
+    device: torch.device,
+    given: dict[str, Any],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(options_module, "_TRITON_IS_HERE", True)
+    monkeypatch.setattr(options_module, "_INTERPRETED", False)
+    with pytest.raises(ValueError, match=says):
+        options(**settings).backend_on(device, **given)
+    assert options(**{**settings, "backend": "reference"}).backend_on(device, **given) == "reference"
+
+
+def test_without_the_package_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options_module, "_TRITON_IS_HERE", False)
+    with pytest.raises(ValueError, match="backend='triton': the package triton is not installed; use"):
+        options(backend="triton").backend_on(CUDA)
+    assert options().backend_on(CUDA) == "flex"
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "given", "backend"),
+    [
+        ({}, CPU, {}, "native"),
+        ({}, CPU, {"dtype": torch.float64}, "flash"),
+        ({"causality": "bucket"}, CPU, {}, "reference"),
+        ({}, CUDA, {"dtype": torch.bfloat16, "width": 64}, "triton"),
+        ({"dropout_p": 0.1}, CUDA, {}, "triton"),
+        ({}, CUDA, {"width": 300}, "flex"),
+        ({"dropout_p": 0.1}, CUDA, {"width": 300}, "reference"),
+        ({}, CUDA, {"dtype": torch.float64}, "reference"),
+        ({"causality": "bucket"}, CUDA, {}, "reference"),
+        ({}, torch.device("mps"), {}, "reference"),
+    ],
+)
+def test_auto_takes_the_fastest_backend_that_can(
+    settings: dict[str, Any],
+    device: torch.device,
+    given: dict[str, Any],
+    backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(options_module, "_TRITON_IS_HERE", True)
+    monkeypatch.setattr(options_module, "_INTERPRETED", False)
+    monkeypatch.setattr(native, "missing", lambda: "")
+    assert options(**settings).backend_on(device, **given) == backend
