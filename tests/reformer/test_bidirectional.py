@@ -232,7 +232,7 @@ def test_attending_changes_the_model_inside_and_only_inside(
 def test_a_classifier_learns_whether_a_token_is_there() -> None:
     torch.manual_seed(0)
     config = small_config(
-        causal=False, n_classes=2, d_model=32, d_ff=32, d_head=16, n_layers=1, max_length=16
+        causal=False, n_classes=2, d_model=32, d_ff=32, d_head=16, n_layers=1, n_hashes=2, max_length=16
     )
     model = ReformerClassifier(config)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

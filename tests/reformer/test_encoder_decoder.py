@@ -361,7 +361,14 @@ def measured(measure: Callable[[Callable[[], Tensor]], int], residual: str, n_la
     """What a training loss of so many decoder layers takes."""
     torch.manual_seed(0)
     config = small_config(
-        max_length=509, d_model=62, d_ff=127, d_head=31, chunk_length=37, residual=residual, n_layers=n_layers
+        max_length=509,
+        d_model=62,
+        d_ff=127,
+        d_head=31,
+        n_hashes=2,
+        chunk_length=37,
+        residual=residual,
+        n_layers=n_layers,
     )
     model = ReformerEncoderDecoder(config, encoder=replace(config, causal=False, n_layers=1))
     source, tokens, targets = (small_tokens(509, seed=seed) for seed in (2, 0, 1))

@@ -34,7 +34,7 @@ TRANSFORMERS: dict[str, Any] = {
     "seams": "reference",
     "layers": ("local", "lsh"),
     "local_chunk_length": 5,
-    "max_length": 35,  # what 29 tokens are padded to
+    "max_length": 45,  # what 29 tokens are padded to
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "no dropout": {},
@@ -431,6 +431,7 @@ def measured_model(residual: str, n_layers: int, **settings: Any) -> ReformerLM:
         d_model=62,
         d_ff=127,
         d_head=31,
+        n_hashes=2,
         chunk_length=37,
         **settings,
     )
