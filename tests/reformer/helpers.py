@@ -9,7 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reformer import ReformerConfig, ReformerLM
+from reformer import (
+    ReformerClassifier,
+    ReformerConfig,
+    ReformerEncoderDecoder,
+    ReformerLM,
+    ReformerMaskedLM,
+)
+
+AnyModel = ReformerLM | ReformerMaskedLM | ReformerClassifier | ReformerEncoderDecoder
+MODELS: tuple[type[AnyModel], ...] = (
+    ReformerLM,
+    ReformerMaskedLM,
+    ReformerClassifier,
+    ReformerEncoderDecoder,
+)
 
 #: A different prime each, so that no axis passes for another.
 BATCH, HEADS, DIM, VALUE, SEQ = 2, 3, 7, 11, 29
@@ -95,6 +109,20 @@ def with_residual(model: ReformerLM, residual: str) -> ReformerLM:
 
 def small_tokens(seq: int = SEQ, *, seed: int = 0) -> Tensor:
     return integers(23, BATCH, seq, seed=seed)
+
+
+def any_model(build: type[AnyModel], *, dtype: torch.dtype = torch.float64, **settings: Any) -> AnyModel:
+    """One of `MODELS`; an encoder is as its decoder, but not causal."""
+    causal = build in (ReformerLM, ReformerEncoderDecoder)
+    return build(small_config(causal=causal, n_classes=13, **settings)).to(dtype)
+
+
+def inputs_and_targets(build: type[AnyModel], *, seed: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
+    """What such a model is called with, and what it should give: a token a place, or a class a row."""
+    inputs, targets = (small_tokens(seed=seed),), small_tokens(seed=seed + 1)
+    if build is ReformerEncoderDecoder:
+        inputs = (small_tokens(19, seed=seed + 2), *inputs)
+    return inputs, integers(13, BATCH, seed=seed + 1) if build is ReformerClassifier else targets
 
 
 def pairwise(
