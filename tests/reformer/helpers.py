@@ -2,9 +2,11 @@
 
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from reformer import (
     ReformerLM,
     ReformerMaskedLM,
 )
+from reformer.stacks import run_plain
 
 AnyModel = ReformerLM | ReformerMaskedLM | ReformerClassifier | ReformerEncoderDecoder
 MODELS: tuple[type[AnyModel], ...] = (
@@ -98,6 +101,13 @@ def small_config(**settings: Any) -> ReformerConfig:
 
 def small_model(*, dtype: torch.dtype = torch.float64, **settings: Any) -> ReformerLM:
     return ReformerLM(small_config(**settings)).to(dtype)
+
+
+@contextmanager
+def nothing_recomputed() -> Iterator[None]:
+    """Reversible stacks keep every activation, with the same arithmetic: what their gradients should be."""
+    with mock.patch("reformer.stacks.run_reversible", run_plain):
+        yield
 
 
 def with_residual(model: ReformerLM, residual: str) -> ReformerLM:

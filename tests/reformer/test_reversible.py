@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from reformer import CrossPolytope, HashFamily, ReformerLM
 from reformer.config import ATTENTION_KINDS, RESIDUALS
 from reformer.hashing.buckets import Buckets
-from reformer.stacks import run_plain
 from tests.reformer.helpers import (
     BATCH,
     SEQ,
     assert_all_close,
     normal,
+    nothing_recomputed,
     small_model,
     small_tokens,
     with_residual,
@@ -66,11 +65,11 @@ class KeepingLM(ReformerLM):
     """The arithmetic of `reversible_exact`, but every activation is kept: its reference."""
 
     def forward(self, *args: Any, **settings: Any) -> Tensor:
-        with mock.patch("reformer.stacks.run_reversible", run_plain):
+        with nothing_recomputed():
             return super().forward(*args, **settings)
 
     def loss(self, *args: Any, **settings: Any) -> Tensor:
-        with mock.patch("reformer.stacks.run_reversible", run_plain):
+        with nothing_recomputed():
             return super().loss(*args, **settings)
 
 
