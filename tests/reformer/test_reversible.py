@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no dropout": {},
     "dropout": DROPOUT,
     "all kinds": {"layers": ATTENTION_KINDS, "n_layers": 5} | DROPOUT,
+    "dropout of local layers alone": {"layers": ("local", "lsh"), "local_attention_dropout": 0.4},
     "chunked": {"ff_chunk_length": 5, "loss_chunk_length": 7} | DROPOUT,
     "published": {"causality": "published", "duplicates": "sum", "seams": "reference"} | DROPOUT,
     "transformers": TRANSFORMERS,
@@ -125,8 +126,9 @@ def test_recomputing_gives_the_loss_the_gradients_and_the_random_stream_of_keepi
     assert torch.equal(recomputing_stream, stream)
 
 
-def test_dropout_is_really_on_in_these_comparisons() -> None:
-    keeping, _ = both("reversible", **DROPOUT)
+@pytest.mark.parametrize("variant", ["dropout", "dropout of local layers alone"])
+def test_dropout_is_really_on_in_these_comparisons(variant: str) -> None:
+    keeping, _ = both("reversible", **VARIANTS[variant])
     assert train(keeping, seed=3)[0] != train(keeping, seed=4)[0]
 
 

@@ -254,6 +254,35 @@ def test_local_layers_use_the_chunk_length_of_lsh_unless_they_have_one() -> None
     assert_all_close([call(module).out], [expected], tolerance=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({"attention_dropout": 0.25}, 0.25),
+        ({"local_attention_dropout": 0.25}, 0.25),
+        ({"attention_dropout": 0.5, "local_attention_dropout": 0.25}, 0.25),
+        ({"attention_dropout": 0.5, "local_attention_dropout": 0.0}, 0.0),
+    ],
+    ids=str,
+)
+def test_local_layers_have_a_share_of_dropout_of_their_own_if_one_is_given(
+    settings: dict[str, Any], share: float
+) -> None:
+    module = build(layers=("local",), **settings)
+    torch.manual_seed(5)
+    out = call(module).out
+    torch.manual_seed(5)
+    expected = local_attention(*module.project(some_input()), chunk_length=9, dropout_p=share)
+    assert_all_close([out], [rows(expected) @ module.output.weight.T], tolerance=1e-12)
+    whole = local_attention(*module.project(some_input()), chunk_length=9)
+    assert torch.allclose(whole, expected) == (share == 0)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ATTENTION_KINDS if kind != "local"])
+def test_the_share_of_local_layers_is_of_local_layers_alone(kind: str) -> None:
+    dropped, whole = (build(layers=(kind,), local_attention_dropout=share) for share in (0.5, None))
+    assert torch.equal(call(dropped).out, call(whole).out)
+
+
 def test_a_knocked_out_layer_gives_zeros() -> None:
     out, buckets = call(build(), kind="knock_out")
     assert (out == 0).all()
