@@ -201,17 +201,21 @@ def local_attention(
     n_chunks_after: int | None = None,
     causal: bool = True,
     padding_mask: Bool[Tensor, "batch seq"] | None = None,
+    wraps: bool = False,
 ) -> Float[Tensor, "batch heads seq value"]:
-    """The dense twin of `reformer.attention.local_attention`."""
+    """The dense twin of `reformer.attention.local_attention`: a pair counts once an offset that shows it."""
     batch, _, seq, dim = q.shape
     after = n_chunks_after if n_chunks_after is not None else (0 if causal else 1)
     real = torch.ones(batch, seq, dtype=torch.bool) if padding_mask is None else padding_mask
     position = torch.arange(seq)
-    distance = position[:, None] // chunk_length - position[None, :] // chunk_length
-    visible = (distance <= n_chunks_before) & (distance >= -after)
+    chunks = -(-seq // chunk_length)
+    distance = position[None, :] // chunk_length - position[:, None] // chunk_length
+    count = torch.zeros_like(distance)
+    for offset in range(-n_chunks_before, after + 1):
+        count = count + (((distance - offset) % chunks == 0) if wraps else (distance == offset))
     if causal:
-        visible = visible & (position[None, :] <= position[:, None])
-    visible = visible & real[:, None, None, :]
-    scores = (q @ k.transpose(-1, -2) / math.sqrt(dim)).masked_fill(~visible, -torch.inf)
+        count = count * (position[None, :] <= position[:, None])
+    visible = count * real[:, None, None, :]
+    scores = q @ k.transpose(-1, -2) / math.sqrt(dim) + visible.to(q.dtype).log()
     scores = scores.masked_fill(~real[:, None, :, None], 0.0)
     return (scores.softmax(dim=-1) @ v).masked_fill(~real[:, None, :, None], 0.0)

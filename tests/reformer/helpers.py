@@ -2,14 +2,31 @@
 
 import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
-from reformer import ReformerConfig, ReformerLM
+from reformer import (
+    ReformerClassifier,
+    ReformerConfig,
+    ReformerEncoderDecoder,
+    ReformerLM,
+    ReformerMaskedLM,
+)
+from reformer.stacks import run_plain
+
+AnyModel = ReformerLM | ReformerMaskedLM | ReformerClassifier | ReformerEncoderDecoder
+MODELS: tuple[type[AnyModel], ...] = (
+    ReformerLM,
+    ReformerMaskedLM,
+    ReformerClassifier,
+    ReformerEncoderDecoder,
+)
 
 #: A different prime each, so that no axis passes for another.
 BATCH, HEADS, DIM, VALUE, SEQ = 2, 3, 7, 11, 29
@@ -66,23 +83,31 @@ def assert_all_close(actual: Sequence[Tensor], expected: Sequence[Tensor], *, to
 
 
 def small_config(**settings: Any) -> ReformerConfig:
+    """No two axes of one tensor are equal: 29 tokens are 4 chunks of 9, in 5 rounds of 8 buckets."""
     defaults: dict[str, Any] = {
         "vocab_size": 23,
         "max_length": 31,
         "d_model": 14,
         "d_ff": 17,
         "n_heads": 3,
-        "d_head": 5,
+        "d_head": 11,
         "n_layers": 3,
-        "n_hashes": 2,
-        "n_buckets": 4,
-        "chunk_length": 7,
+        "n_hashes": 5,
+        "n_buckets": 8,
+        "chunk_length": 9,
     }
     return ReformerConfig(**(defaults | settings))
 
 
 def small_model(*, dtype: torch.dtype = torch.float64, **settings: Any) -> ReformerLM:
     return ReformerLM(small_config(**settings)).to(dtype)
+
+
+@contextmanager
+def nothing_recomputed() -> Iterator[None]:
+    """Reversible stacks keep every activation, with the same arithmetic: what their gradients should be."""
+    with mock.patch("reformer.stacks.run_reversible", run_plain):
+        yield
 
 
 def with_residual(model: ReformerLM, residual: str) -> ReformerLM:
@@ -94,6 +119,20 @@ def with_residual(model: ReformerLM, residual: str) -> ReformerLM:
 
 def small_tokens(seq: int = SEQ, *, seed: int = 0) -> Tensor:
     return integers(23, BATCH, seq, seed=seed)
+
+
+def any_model(build: type[AnyModel], *, dtype: torch.dtype = torch.float64, **settings: Any) -> AnyModel:
+    """One of `MODELS`; an encoder is as its decoder, but not causal."""
+    causal = build in (ReformerLM, ReformerEncoderDecoder)
+    return build(small_config(causal=causal, n_classes=13, **settings)).to(dtype)
+
+
+def inputs_and_targets(build: type[AnyModel], *, seed: int = 0) -> tuple[tuple[Tensor, ...], Tensor]:
+    """What such a model is called with, and what it should give: a token a place, or a class a row."""
+    inputs, targets = (small_tokens(seed=seed),), small_tokens(seed=seed + 1)
+    if build is ReformerEncoderDecoder:
+        inputs = (small_tokens(19, seed=seed + 2), *inputs)
+    return inputs, integers(13, BATCH, seed=seed + 1) if build is ReformerClassifier else targets
 
 
 def pairwise(

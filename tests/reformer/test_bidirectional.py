@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from reformer import Hyperplane, ReformerClassifier, ReformerLM, ReformerMaskedLM
 from reformer.config import ATTENTION_KINDS, RESIDUALS
-from tests.reformer.helpers import BATCH, SEQ, assert_all_close, integers, normal, small_config, small_tokens
+from tests.reformer.helpers import (
+    BATCH,
+    SEQ,
+    assert_all_close,
+    integers,
+    normal,
+    nothing_recomputed,
+    small_config,
+    small_tokens,
+)
 
 CLASSES = 5
 Model = ReformerMaskedLM | ReformerClassifier
@@ -163,23 +172,38 @@ def test_a_row_of_padding_alone_leaves_the_others_as_they_are() -> None:
 
 
 @every_model
-@pytest.mark.parametrize("residual", ["checkpoint", "reversible"])
+@pytest.mark.parametrize("residual", ["checkpoint", "reversible", "reversible_exact"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_recomputing_gives_the_loss_the_gradients_and_the_random_stream_of_keeping(
     build: type[Model], residual: str, variant: str
 ) -> None:
-    found = []
-    for kind in ("plain", residual):
+    def step(kind: str) -> tuple[Tensor, list[Tensor], Tensor]:
         model = small(build, residual=kind, **VARIANTS[variant])
         torch.manual_seed(3)
         loss = model.loss(small_tokens(), targets_of(model), padding_mask=PADDING)
         loss.backward()
         gradients = [p.grad / p.grad.abs().max() for p in model.parameters() if p.grad is not None]
-        found.append((loss.detach(), gradients, torch.get_rng_state()))
-    (loss, gradients, stream), (same_loss, same_gradients, same_stream) = found
+        assert len(gradients) == len(list(model.parameters()))
+        return loss.detach(), gradients, torch.get_rng_state()
+
+    with nothing_recomputed():
+        loss, gradients, stream = step(residual if residual == "reversible_exact" else "plain")
+    same_loss, same_gradients, same_stream = step(residual)
     assert torch.equal(same_loss, loss)
     assert_all_close(same_gradients, gradients, tolerance=1e-11)
     assert torch.equal(same_stream, stream)
+
+
+@every_model
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_streams_come_back_to_the_bit_where_sums_are_exact(
+    build: type[Model], variant: str, dtype: torch.dtype
+) -> None:
+    model = small(build, residual="reversible_exact", dtype=dtype, **VARIANTS[variant])
+    errors = model.reconstruction_errors(small_tokens(), padding_mask=PADDING)
+    assert errors.shape == (model.config.n_layers,)
+    assert (errors == 0).all()
 
 
 @every_model
@@ -232,7 +256,7 @@ def test_attending_changes_the_model_inside_and_only_inside(
 def test_a_classifier_learns_whether_a_token_is_there() -> None:
     torch.manual_seed(0)
     config = small_config(
-        causal=False, n_classes=2, d_model=32, d_ff=32, d_head=16, n_layers=1, max_length=16
+        causal=False, n_classes=2, d_model=32, d_ff=32, d_head=16, n_layers=1, n_hashes=2, max_length=16
     )
     model = ReformerClassifier(config)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)

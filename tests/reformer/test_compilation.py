@@ -10,10 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from reformer import ReformerLM
+from reformer import ReformerClassifier, ReformerEncoderDecoder, ReformerMaskedLM
 from reformer.compilation import uncompiled
 from reformer.config import ATTENTION_KINDS, RESIDUALS
-from tests.reformer.helpers import assert_all_close, small_model, small_tokens
+from reformer.trunk import Trunk
+from tests.reformer.helpers import (
+    AnyModel,
+    any_model,
+    assert_all_close,
+    inputs_and_targets,
+    small_model,
+    small_tokens,
+)
 
 pytestmark = [
     pytest.mark.usefixtures("unchecked", "nothing_compiled"),
@@ -32,32 +40,48 @@ def nothing_compiled() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def trained(model: ReformerLM, call: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def trained(model: AnyModel, call: Callable[..., Tensor]) -> list[Tensor]:
     """Logits of two hash draws, the gradients of both, and where they leave the random stream."""
     torch.manual_seed(3)
-    logits = [call(small_tokens(seed=seed)) for seed in (0, 1)]
+    logits = [call(*inputs_and_targets(type(model), seed=seed)[0]) for seed in (0, 1)]
     torch.stack(logits).square().mean().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return [*logits, *gradients, torch.get_rng_state()]
 
 
-def evaluated(model: ReformerLM, call: Callable[[Tensor], Tensor]) -> list[Tensor]:
+def evaluated(model: AnyModel, call: Callable[..., Tensor]) -> list[Tensor]:
     model.eval()
     with torch.no_grad():
-        return [call(small_tokens())]
+        return [call(*inputs_and_targets(type(model))[0])]
 
 
-def assert_compiled_is_the_same(model: ReformerLM, run: Callable[..., list[Tensor]], **compiler: Any) -> None:
+def draws(model: AnyModel) -> list[dict[str, Tensor]]:
+    return [part.get_extra_state() for part in model.modules() if isinstance(part, Trunk)]
+
+
+def assert_compiled_is_the_same(model: AnyModel, run: Callable[..., list[Tensor]], **compiler: Any) -> None:
     compiled = deepcopy(model)
     call: Any = torch.compile(compiled, **({"backend": "aot_eager"} | compiler))
     assert_all_close(run(compiled, call), run(model, model), tolerance=1e-12)
-    assert compiled.get_extra_state() == model.get_extra_state()
+    assert draws(compiled) == draws(model)
+
+
+SETTINGS: dict[str, Any] = {"ff_chunk_length": 13, "dropout": 0.1, "attention_dropout": 0.1}
 
 
 @pytest.mark.parametrize("residual", RESIDUALS)
 def test_a_compiled_model_learns_as_it_does_uncompiled(residual: str) -> None:
-    settings: dict[str, Any] = {"ff_chunk_length": 13, "dropout": 0.1, "attention_dropout": 0.1}
-    model = small_model(residual=residual, layers=ATTENTION_KINDS, n_layers=len(ATTENTION_KINDS), **settings)
+    model = small_model(residual=residual, layers=ATTENTION_KINDS, n_layers=len(ATTENTION_KINDS), **SETTINGS)
+    assert_compiled_is_the_same(model, trained)
+
+
+@pytest.mark.parametrize(
+    "residual",
+    [kind if kind == "reversible" else pytest.param(kind, marks=pytest.mark.slow) for kind in RESIDUALS],
+)
+@pytest.mark.parametrize("build", [ReformerMaskedLM, ReformerClassifier, ReformerEncoderDecoder])
+def test_so_do_models_that_read_both_sides_or_two_sequences(build: type[AnyModel], residual: str) -> None:
+    model = any_model(build, residual=residual, layers=("lsh", "local"), n_layers=2, **SETTINGS)
     assert_compiled_is_the_same(model, trained)
 
 

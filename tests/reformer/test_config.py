@@ -10,7 +10,7 @@ from tests.reformer.helpers import small_config
 def test_widths_follow_from_d_model_unless_given() -> None:
     config = ReformerConfig(vocab_size=23, max_length=31, d_model=12, n_heads=3)
     assert (config.head_width, config.feed_forward_width) == (4, 48)
-    assert (small_config().head_width, small_config().feed_forward_width) == (5, 17)
+    assert (small_config().head_width, small_config().feed_forward_width) == (11, 17)
 
 
 def test_the_automatic_bucket_count_is_that_of_max_length() -> None:
@@ -85,7 +85,10 @@ def test_a_config_is_a_value() -> None:
         ({"n_hashes": 0}, "n_hashes=0: must be at least 1"),
         ({"n_buckets": 5}, "n_buckets=5: it must be an even number ≥ 2 .*; use 6 or None"),
         ({"n_buckets": 6, "hashing": Hyperplane()}, "n_buckets=6: the hyperplane family .*; use 4 or 8"),
-        ({"n_buckets": 64, "hashing": BitSampling()}, "n_buckets=64: .* vectors have 5; use 32 or fewer"),
+        (
+            {"n_buckets": 4096, "hashing": BitSampling()},
+            "n_buckets=4096: .* vectors have 11; use 2048 or fewer",
+        ),
         (
             {"hashing": CrossPolytope(data_rotation=True)},
             r"hashing=CrossPolytope\(data_rotation=True\): .* causality 'strict' forbids; use .*causality=",

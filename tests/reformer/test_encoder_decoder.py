@@ -14,7 +14,16 @@ from reformer.generation import RecomputeWarning
 from reformer.layer import Block
 from reformer.lifting import build_lifting
 from reformer.reversible import reconstruction_errors
-from tests.reformer.helpers import BATCH, SEQ, assert_all_close, integers, normal, small_config, small_tokens
+from tests.reformer.helpers import (
+    BATCH,
+    SEQ,
+    assert_all_close,
+    integers,
+    normal,
+    nothing_recomputed,
+    small_config,
+    small_tokens,
+)
 from tests.reformer.memory import allocations, tensor_bytes
 
 SOURCE = 19
@@ -66,13 +75,15 @@ def step(residual: str, *, masks: dict[str, Tensor], **settings: Any) -> tuple[T
     return loss.detach(), gradients, torch.get_rng_state()
 
 
-@pytest.mark.parametrize("residual", ["checkpoint", "reversible"])
+@pytest.mark.parametrize("residual", ["checkpoint", "reversible", "reversible_exact"])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("masks", [{}, MASKS], ids=["whole", "padded"])
 def test_recomputing_gives_the_loss_all_gradients_and_the_random_stream_of_keeping(
     residual: str, variant: str, masks: dict[str, Tensor]
 ) -> None:
-    loss, gradients, stream = step("plain", masks=masks, **VARIANTS[variant])
+    kept = residual if residual == "reversible_exact" else "plain"
+    with nothing_recomputed():
+        loss, gradients, stream = step(kept, masks=masks, **VARIANTS[variant])
     same_loss, same_gradients, same_stream = step(residual, masks=masks, **VARIANTS[variant])
     assert torch.equal(same_loss, loss)
     assert_all_close(same_gradients, gradients, tolerance=1e-11)
@@ -80,22 +91,28 @@ def test_recomputing_gives_the_loss_all_gradients_and_the_random_stream_of_keepi
 
 
 @pytest.mark.parametrize("residual", ["reversible", "reversible_exact"])
-def test_streams_come_back_through_three_branches_and_to_the_bit_where_sums_are_exact(residual: str) -> None:
-    model = build(residual=residual, dtype=torch.float32, n_layers=5)
+@pytest.mark.parametrize("masks", [{}, MASKS], ids=["whole", "padded"])
+def test_streams_come_back_through_three_branches_and_to_the_bit_where_sums_are_exact(
+    residual: str, masks: dict[str, Tensor]
+) -> None:
+    model = build(residual=residual, dtype=torch.float32, **VARIANTS["all kinds"])
     source, tokens, _ = sequences()
+    real, source_real = masks.get("padding_mask"), masks.get("source_padding_mask")
     decoder = model.decoder
     with torch.no_grad():
         x = decoder.embedding(tokens)
-        encoded = model.encoder(source, padding_mask=None)
-    errors = reconstruction_errors(
+        encoded = model.encoder(source, padding_mask=source_real)
+    call = replace(decoder.attention_call(padding_mask=real), source=encoded, source_padding_mask=source_real)
+    of_decoder = reconstruction_errors(
         [block for block in decoder.blocks if isinstance(block, Block)],
         x,
-        call=replace(decoder.attention_call(), source=encoded),
+        call=call,
         lifting=build_lifting(residual, grid_bits=16),
     )
-    assert errors.shape == (5,)
-    assert (errors == 0).all() if residual == "reversible_exact" else errors.max() < 1e-5
-    assert residual == "reversible_exact" or errors.max() > 0
+    of_encoder = model.encoder.reconstruction_errors(source, padding_mask=source_real)
+    assert (of_decoder.shape, of_encoder.shape) == ((5,), (2,))
+    for errors in (of_decoder, of_encoder):
+        assert (errors == 0).all() if residual == "reversible_exact" else 0 < errors.max() < 1e-5
 
 
 @pytest.mark.parametrize("residual", ["plain", "checkpoint", "reversible"])
@@ -361,7 +378,14 @@ def measured(measure: Callable[[Callable[[], Tensor]], int], residual: str, n_la
     """What a training loss of so many decoder layers takes."""
     torch.manual_seed(0)
     config = small_config(
-        max_length=509, d_model=62, d_ff=127, d_head=31, chunk_length=37, residual=residual, n_layers=n_layers
+        max_length=509,
+        d_model=62,
+        d_ff=127,
+        d_head=31,
+        n_hashes=2,
+        chunk_length=37,
+        residual=residual,
+        n_layers=n_layers,
     )
     model = ReformerEncoderDecoder(config, encoder=replace(config, causal=False, n_layers=1))
     source, tokens, targets = (small_tokens(509, seed=seed) for seed in (2, 0, 1))

@@ -137,7 +137,7 @@ def test_so_it_does_for_every_hash_family(family: HashFamily) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"n_hashes": 5},
+        {"n_hashes": 3},
         {"hash_seed": 1},
         {"hashing": Hyperplane(), "n_hashes": 1},
         {"kind": "full"},
@@ -405,7 +405,7 @@ def test_the_cost_of_a_token_does_not_grow_with_the_length() -> None:
     model = model_of(max_length=length, n_buckets=4, axial_shape=None, positions="axial", n_layers=4)
     tokens = small_tokens(length)
     largest, kept = [], []
-    for prompt in (150, length - 10):
+    for prompt in (750, length - 10):
         state = model.start_decode(tokens[:, :prompt], max_new_tokens=10)
         new = tokens[:, :5].clone().unbind(dim=1)
         with LargestOperand() as operand:
@@ -413,7 +413,7 @@ def test_the_cost_of_a_token_does_not_grow_with_the_length() -> None:
                 state.step(token)
         largest.append(operand.numel)
         kept.append([x.shape for x in cached_tensors(state)])
-    assert largest[0] == largest[1] < 10_000
+    assert largest[0] == largest[1] < 50_000
     assert kept[0] == kept[1]
     assert len(kept[0]) >= 8
 

@@ -89,7 +89,7 @@ def test_every_length_up_to_the_longest_works_and_is_a_prefix_of_the_longer_ones
         model = small_model(layers=KINDS, n_layers=5, positions=positions, d_head=6).eval()
         tokens = small_tokens(31)
         whole = model(tokens)
-        for seq in (1, 2, 7, 8, 13, 30):
+        for seq in (1, 2, 9, 10, 13, 30):
             assert_all_close([model(tokens[:, :seq])], [whole[:, :seq]], tolerance=1e-11)
 
 
@@ -473,7 +473,8 @@ def steps(model: ReformerLM, *, count: int = 12, seed: int = 3) -> list[float]:
 def test_the_same_seed_gives_the_same_training_run_to_the_bit(residual: str) -> None:
     def run(seed: int) -> tuple[list[float], dict[str, Tensor]]:
         torch.manual_seed(seed)
-        model = ReformerLM(small_config(residual=residual, dropout=0.1, attention_dropout=0.1))
+        settings = {"residual": residual, "dropout": 0.1, "attention_dropout": 0.1, "n_hashes": 2}
+        model = ReformerLM(small_config(**settings))
         return steps(model, seed=seed), model.state_dict()
 
     (first, state), (again, same_state), (other, _) = run(3), run(3), run(4)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from reformer import CrossPolytope, HashFamily, ReformerLM
 from reformer.config import ATTENTION_KINDS, RESIDUALS
 from reformer.hashing.buckets import Buckets
-from reformer.stacks import run_plain
 from tests.reformer.helpers import (
     BATCH,
     SEQ,
     assert_all_close,
     normal,
+    nothing_recomputed,
     small_model,
     small_tokens,
     with_residual,
@@ -34,12 +33,13 @@ TRANSFORMERS: dict[str, Any] = {
     "seams": "reference",
     "layers": ("local", "lsh"),
     "local_chunk_length": 5,
-    "max_length": 35,  # what 29 tokens are padded to
+    "max_length": 45,  # what 29 tokens are padded to
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "no dropout": {},
     "dropout": DROPOUT,
     "all kinds": {"layers": ATTENTION_KINDS, "n_layers": 5} | DROPOUT,
+    "dropout of local layers alone": {"layers": ("local", "lsh"), "local_attention_dropout": 0.4},
     "chunked": {"ff_chunk_length": 5, "loss_chunk_length": 7} | DROPOUT,
     "published": {"causality": "published", "duplicates": "sum", "seams": "reference"} | DROPOUT,
     "transformers": TRANSFORMERS,
@@ -66,11 +66,11 @@ class KeepingLM(ReformerLM):
     """The arithmetic of `reversible_exact`, but every activation is kept: its reference."""
 
     def forward(self, *args: Any, **settings: Any) -> Tensor:
-        with mock.patch("reformer.stacks.run_reversible", run_plain):
+        with nothing_recomputed():
             return super().forward(*args, **settings)
 
     def loss(self, *args: Any, **settings: Any) -> Tensor:
-        with mock.patch("reformer.stacks.run_reversible", run_plain):
+        with nothing_recomputed():
             return super().loss(*args, **settings)
 
 
@@ -126,8 +126,9 @@ def test_recomputing_gives_the_loss_the_gradients_and_the_random_stream_of_keepi
     assert torch.equal(recomputing_stream, stream)
 
 
-def test_dropout_is_really_on_in_these_comparisons() -> None:
-    keeping, _ = both("reversible", **DROPOUT)
+@pytest.mark.parametrize("variant", ["dropout", "dropout of local layers alone"])
+def test_dropout_is_really_on_in_these_comparisons(variant: str) -> None:
+    keeping, _ = both("reversible", **VARIANTS[variant])
     assert train(keeping, seed=3)[0] != train(keeping, seed=4)[0]
 
 
@@ -431,6 +432,7 @@ def measured_model(residual: str, n_layers: int, **settings: Any) -> ReformerLM:
         d_model=62,
         d_ff=127,
         d_head=31,
+        n_hashes=2,
         chunk_length=37,
         **settings,
     )

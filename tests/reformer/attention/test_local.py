@@ -90,6 +90,34 @@ def test_narrow_dtypes_stay_near_the_float64_twin(dtype: torch.dtype, causal: bo
     assert_near_float64(actual, expected, dtype=dtype)
 
 
+def test_a_window_that_wraps_shows_a_chunk_as_often_as_it_is_a_neighbour() -> None:
+    q, k, _ = three()
+    settings: dict[str, Any] = {"chunk_length": 13, "causal": False, "wraps": True}
+    # Three chunks: the one before the first is the last, which is also the second one after it.
+    weights = local_attention(q, k, one_hot_values(SEQ), n_chunks_before=1, n_chunks_after=2, **settings)
+    once = torch.exp(q @ k.transpose(-1, -2) / DIM**0.5)
+    chunk = torch.arange(SEQ) // 13
+    twice = once * (1 + ((chunk[None, :] - chunk[:, None]) % 3 == 2))
+    assert_all_close([weights], [twice / twice.sum(dim=-1, keepdim=True)], tolerance=1e-12)
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_dropout_follows_the_global_stream_and_scales_what_it_keeps(wraps: bool) -> None:
+    q, k, _ = three()
+    settings: dict[str, Any] = {"chunk_length": 5, "causal": False, "wraps": wraps}
+    kept = local_attention(q, k, one_hot_values(SEQ), **settings)
+    torch.manual_seed(5)
+    dropped = local_attention(q, k, one_hot_values(SEQ), dropout_p=0.25, **settings)
+    following = local_attention(q, k, one_hot_values(SEQ), dropout_p=0.25, **settings)
+    torch.manual_seed(5)
+    assert torch.equal(local_attention(q, k, one_hot_values(SEQ), dropout_p=0.25, **settings), dropped)
+    assert not torch.equal(following, dropped)
+    share = dropped[kept > 0] / kept[kept > 0]
+    assert_all_close([share], [(share > 0).double() / 0.75], tolerance=1e-12)
+    # Four standard errors.
+    assert float((share == 0).double().mean()) == pytest.approx(0.25, abs=4 * (0.1875 / len(share)) ** 0.5)
+
+
 @pytest.mark.parametrize(("batch", "seq"), [(0, SEQ), (BATCH, 0)])
 def test_an_empty_input_gives_an_empty_output(batch: int, seq: int) -> None:
     q, v = torch.empty(batch, HEADS, seq, DIM), torch.empty(batch, HEADS, seq, VALUE)

@@ -33,7 +33,7 @@ from reformer.config import ATTENTION_KINDS
 from reformer.randomness import dropout, generator
 from tests.reformer.helpers import BATCH, HEADS, SEQ, assert_all_close, normal, small_config
 
-WIDTH = 14
+WIDTH, D_HEAD = 14, 11
 LAYER = 2
 
 
@@ -53,7 +53,7 @@ def call(module: SharedQueryKeyAttention | StandardAttention, **attending: Any) 
 
 
 def heads(x: Tensor) -> Tensor:
-    return torch.stack(x.split(5, dim=-1), dim=1)
+    return torch.stack(x.split(D_HEAD, dim=-1), dim=1)
 
 
 def rows(x: Tensor) -> Tensor:
@@ -61,8 +61,8 @@ def rows(x: Tensor) -> Tensor:
 
 
 def test_heads_are_cut_from_the_width_in_order() -> None:
-    x = normal(BATCH, SEQ, 10)
-    assert torch.equal(split_heads(x, heads=2), heads(x))
+    x = normal(BATCH, SEQ, HEADS * D_HEAD)
+    assert torch.equal(split_heads(x, heads=HEADS), heads(x))
     assert torch.equal(merge_heads(heads(x)), x)
 
 
@@ -72,10 +72,10 @@ def test_a_shared_layer_is_lsh_attention_between_its_projections() -> None:
     x = some_input()
     out, buckets = call(module)
     assert buckets is not None
-    assert (buckets.dtype, buckets.shape) == (torch.int32, (BATCH, HEADS, 2, SEQ))
+    assert (buckets.dtype, buckets.shape) == (torch.int32, (BATCH, HEADS, 5, SEQ))
     qk, v = heads(x @ module.query_key.weight.T), heads(x @ module.value.weight.T)
-    settings: dict[str, Any] = {"n_hashes": 2, "chunk_length": 7}
-    expected = lsh_attention(qk, v, n_buckets=4, generator=generator(0, LAYER, 0), **settings)
+    settings: dict[str, Any] = {"n_hashes": 5, "chunk_length": 9}
+    expected = lsh_attention(qk, v, n_buckets=8, generator=generator(0, LAYER, 0), **settings)
     assert_all_close([out], [rows(expected) @ module.output.weight.T], tolerance=1e-12)
     assert torch.equal(lsh_attention(qk, v, buckets=buckets, **settings), expected)
 
@@ -107,11 +107,11 @@ def test_as_oracle_a_query_sees_as_many_keys_as_the_rounds_could_show() -> None:
 
 
 def lsh_twin(qk: Tensor, v: Tensor, **settings: Any) -> Tensor:
-    return reference.lsh_attention(qk, v, n_hashes=2, chunk_length=5, **settings)
+    return reference.lsh_attention(qk, v, n_hashes=5, chunk_length=4, **settings)
 
 
 def local_twin(q: Tensor, k: Tensor, v: Tensor, **settings: Any) -> Tensor:
-    return reference.local_attention(q, k, v, chunk_length=5, **settings)
+    return reference.local_attention(q, k, v, chunk_length=4, **settings)
 
 
 #: Of each case the settings of the layer, its dense twin, and the settings of that.
@@ -122,7 +122,7 @@ BIDIRECTIONAL: dict[str, tuple[dict[str, Any], Callable[..., Tensor], dict[str, 
     "lsh, no look-ahead": ({"layers": ("lsh",), "n_chunks_after": 0}, lsh_twin, {"n_chunks_after": 0}),
     "full": ({"layers": ("full",)}, reference.full_attention, {}),
     # Two rounds, each of one chunk before and one after.
-    "oracle": ({"layers": ("oracle",)}, reference.oracle_attention, {"n_keys": 2 * 2 * 5}),
+    "oracle": ({"layers": ("oracle",), "n_hashes": 2}, reference.oracle_attention, {"n_keys": 2 * 2 * 4}),
     "local": ({"layers": ("local",)}, local_twin, {}),
     "local, two after": (
         {"layers": ("local",), "local_n_chunks_before": 0, "local_n_chunks_after": 2},
@@ -141,14 +141,14 @@ BIDIRECTIONAL: dict[str, tuple[dict[str, Any], Callable[..., Tensor], dict[str, 
 @pytest.mark.parametrize("case", BIDIRECTIONAL)
 def test_bidirectional_layers_equal_the_dense_twins(case: str, padding_mask: Tensor | None) -> None:
     settings, twin, same_settings = BIDIRECTIONAL[case]
-    module = build(causal=False, chunk_length=5, **settings)
+    module = build(causal=False, chunk_length=4, **settings)
     x, attended = some_input(), AttentionCall(padding_mask=padding_mask)
     out, buckets = module(x, call=attended)
     if buckets is not None:
         same_settings = same_settings | {"buckets": buckets}
     expected = twin(*module.project(x), causal=False, padding_mask=padding_mask, **same_settings)
     assert_all_close([out], [rows(expected) @ module.output.weight.T], tolerance=1e-12)
-    causal = build(causal=True, chunk_length=5, **(settings | {"n_chunks_after": 0}))
+    causal = build(causal=True, chunk_length=4, **(settings | {"n_chunks_after": 0}))
     assert not torch.allclose(causal(x, call=attended).out, out)
 
 
@@ -172,7 +172,7 @@ def test_hashing_sees_what_rotary_positions_turned() -> None:
     assert isinstance(module, SharedQueryKeyAttention)
     qk, v = module.project(some_input())
     out, buckets = call(module)
-    expected = lsh_attention(qk, v, n_hashes=2, chunk_length=7, n_buckets=4, generator=generator(0, LAYER, 0))
+    expected = lsh_attention(qk, v, n_hashes=5, chunk_length=9, n_buckets=8, generator=generator(0, LAYER, 0))
     assert_all_close([out], [rows(expected) @ module.output.weight.T], tolerance=1e-12)
     assert not torch.equal(buckets_of(build(d_head=6)), buckets)
 
@@ -186,7 +186,7 @@ def test_hash_dropout_falls_on_what_is_hashed_and_on_nothing_else() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     qk, _ = module.project(some_input())
     dropped = dropout(qk.detach(), 0.5, generator=generator(0, LAYER, 0, 1))
-    expected = CrossPolytope()(dropped, n_hashes=2, n_buckets=4, generator=generator(0, LAYER, 0))
+    expected = CrossPolytope()(dropped, n_hashes=5, n_buckets=8, generator=generator(0, LAYER, 0))
     assert torch.equal(buckets, expected)
     assert 0.1 < float((buckets_of(whole) != buckets).double().mean()) < 0.9
     # Attention itself is that of the same buckets without any dropout.
@@ -213,8 +213,8 @@ def buckets_at(module: SharedQueryKeyAttention | StandardAttention, *, draw: int
 
 
 def test_cross_attention_takes_queries_from_the_tokens_and_the_rest_from_the_source() -> None:
-    module = CrossAttention(small_config(positions="rotary", d_head=6), layer=LAYER, source_width=11).double()
-    x, source = some_input(), normal(BATCH, 19, 11, seed=3)
+    module = CrossAttention(small_config(positions="rotary", d_head=6), layer=LAYER, source_width=13).double()
+    x, source = some_input(), normal(BATCH, 19, 13, seed=3)
     real = normal(BATCH, 19, seed=5) > -0.5
     out = module(x, call=AttentionCall(source=source, source_padding_mask=real))
     q = torch.stack((x @ module.query.weight.T).split(6, dim=-1), dim=1)
@@ -224,7 +224,7 @@ def test_cross_attention_takes_queries_from_the_tokens_and_the_rest_from_the_sou
 
 
 def test_cross_attention_without_a_source_is_a_value_error() -> None:
-    module = CrossAttention(small_config(), layer=LAYER, source_width=11).double()
+    module = CrossAttention(small_config(), layer=LAYER, source_width=13).double()
     with pytest.raises(ValueError, match="source=None: cross-attention looks at a second sequence"):
         module(some_input(), call=AttentionCall())
 
@@ -246,12 +246,41 @@ def test_standard_layers_have_queries_keys_and_values_of_their_own(kind: str) ->
 
 
 def test_local_layers_use_the_chunk_length_of_lsh_unless_they_have_one() -> None:
-    module = build(layers=("local",), chunk_length=7)
+    module = build(layers=("local",))
     assert isinstance(module, StandardAttention)
     x = some_input()
     q, k, v = (heads(x @ p.weight.T) for p in (module.query, module.key, module.value))
-    expected = rows(local_attention(q, k, v, chunk_length=7)) @ module.output.weight.T
+    expected = rows(local_attention(q, k, v, chunk_length=9)) @ module.output.weight.T
     assert_all_close([call(module).out], [expected], tolerance=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        ({"attention_dropout": 0.25}, 0.25),
+        ({"local_attention_dropout": 0.25}, 0.25),
+        ({"attention_dropout": 0.5, "local_attention_dropout": 0.25}, 0.25),
+        ({"attention_dropout": 0.5, "local_attention_dropout": 0.0}, 0.0),
+    ],
+    ids=str,
+)
+def test_local_layers_have_a_share_of_dropout_of_their_own_if_one_is_given(
+    settings: dict[str, Any], share: float
+) -> None:
+    module = build(layers=("local",), **settings)
+    torch.manual_seed(5)
+    out = call(module).out
+    torch.manual_seed(5)
+    expected = local_attention(*module.project(some_input()), chunk_length=9, dropout_p=share)
+    assert_all_close([out], [rows(expected) @ module.output.weight.T], tolerance=1e-12)
+    whole = local_attention(*module.project(some_input()), chunk_length=9)
+    assert torch.allclose(whole, expected) == (share == 0)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ATTENTION_KINDS if kind != "local"])
+def test_the_share_of_local_layers_is_of_local_layers_alone(kind: str) -> None:
+    dropped, whole = (build(layers=(kind,), local_attention_dropout=share) for share in (0.5, None))
+    assert torch.equal(call(dropped).out, call(whole).out)
 
 
 def test_a_knocked_out_layer_gives_zeros() -> None:
@@ -300,7 +329,7 @@ def test_draws_and_layers_have_rotations_of_their_own() -> None:
 def test_given_buckets_are_used_and_handed_on() -> None:
     module = build()
     own = call(module)
-    given = torch.zeros(BATCH, HEADS, 2, SEQ, dtype=torch.int32)
+    given = torch.zeros(BATCH, HEADS, 5, SEQ, dtype=torch.int32)
     attended = module(some_input(), call=AttentionCall(), buckets=given)
     assert attended.buckets is given
     assert not torch.allclose(attended.out, own.out)

@@ -337,7 +337,8 @@ LOCAL_FACTORS: dict[str, tuple[Any, ...]] = {
     "n_chunks_before": (0, 1, 3),
     "n_chunks_after": (None, 0, 1, 2),
     "padding": PADDINGS,
-    "lengths": ((29, 5), (28, 7), (11, 17), (19, 1)),
+    "lengths": ((29, 5), (28, 7), (11, 17), (19, 1), (13, 7)),
+    "wraps": (False, True),
 }
 
 
