@@ -171,7 +171,7 @@ class _Node:
         backward: holds what is kept; None where it has run, and at a leaf.
     """
 
-    number: int
+    number: int = 0
     inputs: Sequence[tuple[_Node | None, int, int]] = ()
     backward: Callable[[_Gradients], _Gradients] | None = None
 
@@ -432,7 +432,7 @@ def _checkpointed(s: _Step, block: Sequence[int], x1: _Tensor, x2: _Tensor) -> t
     y1, y2, used = _run_unrecorded(s, block, x1, x2)
 
     def backward(gradients: _Gradients) -> _Gradients:
-        x1, x2 = leaves = [_leaf(x.memory, s.stream) for x in saved]
+        x1, x2 = leaves = [_Tensor(x.memory, s.stream, _Node()) for x in saved]
         with s.tape.set(recording=True, again=True):
             for branch in block:
                 x1, x2, _ = _step(s, branch, x1, x2, used[branch])
@@ -452,7 +452,7 @@ def _run_reversible(s: _Step, x1: _Tensor, x2: _Tensor) -> tuple[_Tensor, _Tenso
     def backward(gradients: _Gradients) -> _Gradients:
         (y1, y2), (dy1, dy2) = saved, gradients
         for branch in reversed(branches):
-            stream = _leaf(y1, s.stream)
+            stream = _Tensor(y1, s.stream, _Node())
             with s.tape.set(recording=True, again=True):
                 out, _ = _run_branch(s, branch, stream, used[branch])
             (dstream,) = s.tape.backward([(out, dy2)], [stream])
@@ -502,11 +502,6 @@ def _sum(s: _Step, *terms: object) -> _Memory:
     return s.new("streams", s.stream)
 
 
-def _leaf(memory: _Memory, size: int) -> _Tensor:
-    """Something to differentiate by."""
-    return _Tensor(memory, size, _Node(-1))
-
-
 def _run_branch(s: _Step, branch: int, x: _Tensor, buckets: _Memory | None) -> tuple[_Tensor, _Memory | None]:
     """`Branch`: what is added to a stream, and the buckets it used, which are made if there are none."""
     part = "feed_forward" if branch % 2 else "projections"
@@ -553,7 +548,7 @@ def _in_blocks(
         done: _Gradients = []
         for block, times in reversed(blocks):
             done.append(s.new(part, row * width * block * (times - 1)))
-            leaf = _leaf(memory, row * width * block)
+            leaf = _Tensor(memory, row * width * block, _Node())
             with tape.set(recording=True, times=times):
                 with tape.set(again=True):
                     result = function(leaf, whole=False)
@@ -821,15 +816,18 @@ def _tiled_attention(s: _Step, qk: _Tensor, v: _Tensor) -> _Tensor:
     earlier = (c.n_hashes - 1) * s.counts
     order = LONG * (tokens + slots + 2 * around) + FLOAT * 2 * around
     orders = min(2, c.n_hashes) * order + FLOAT * earlier * (tokens + around) + 3 * LONG * tokens
-    # Queries, keys, values; scores, and differences of codes; factors of dropout.
+    # Queries, keys, values; scores, and differences of codes.
+    both = 3 * group_rows * dim + pairs * (1 + (s.strict or earlier > 0))
+    # Factors of dropout are there for a moment, before memory that a second group finds there already.
     dropped = pairs * (c.attention_dropout > 0)
-    both = 3 * group_rows * dim + pairs * (1 + (s.strict or earlier > 0)) + dropped
-    # Results by slot, twice, of a group, and by token.
-    forward = both + (2 * slots + group_slots + tokens) * dim + slots
-    # Gradients of pairs, windows, outputs, keys and queries; by slot and token, of queries and values; and by
-    # token those of the output, and what is added next.
-    backward = both + dropped + pairs + pairs // chunk * dim
-    backward += 2 * (group_slots + group_rows + around + tokens) * dim + 2 * tokens * dim
+    several = len(blocks) > 1 or c.n_hashes > 1 or group < chunks[0]
+    together: Callable[[list[int]], int] = sum if several else max
+    # Results by slot, twice; then of a group, and by token.
+    forward = both + 2 * slots * dim + slots + together([dropped, (group_slots + tokens) * dim])
+    # Gradients of pairs, windows and outputs; by slot and token, of queries and values; outputs by token.
+    # Then gradients of keys and a product with them, of queries, and what is added by token.
+    backward = both + dropped + pairs + pairs // chunk * dim + (group_slots + 2 * around + 3 * tokens) * dim
+    backward += together([dropped, (2 * group_rows + group_slots + tokens) * dim])
     kept = s.new("attend", (FLOAT + INT * c.n_hashes) * s.numbers // FLOAT * c.n_heads)
     beside = FLOAT * forward + orders, FLOAT * backward + orders
     return _fused(s, qk, v, keeps=[kept], product=product, beside=beside)
