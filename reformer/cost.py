@@ -1,28 +1,29 @@
 """What a training step costs, from integers alone: operations, and bytes held, moment by moment.
 
-A step is played on a ledger. Each function below that bears the name of a piece of the model is its twin. In
-that piece's order it lists the tensors that are made, and those that go once they are used up (`make`), the
-ones that are alive for a moment (`need`), the ones that backward alone still asks for (`release`: they stay
-where something is kept for it, and go elsewhere), and the products of matrices (`multiply`). What is left
-after forward is what backward needs; the most that is ever held is the peak. Left out is what is small beside
-them: masks of a row, means, single numbers.
+A step is played with tensors that are sizes. A function that bears the name of a piece of the model is its
+twin, line by line, and a tape stands in for torch: it allocates, counts products of matrices, keeps what
+backward asks for, and runs backward. A size is held for as long as Python holds it, as a tensor is. What is
+left after forward is what backward needs; the most that is ever held is the peak. Left out is what is small
+beside them: masks of a row, single numbers.
 
-The twins follow the reference backend in float32, at any step but the first, in which an optimizer makes its
-states. Nothing but the standard library is imported: a config is read by attribute.
+It is a step in float32 on the CPU, and not the first, in which an optimizer makes its states. Nothing but the
+standard library is imported: a config is read by attribute. Checks of types that wrap every function hold on
+to its arguments, and so to sizes, until it returns: under them peaks come out too large.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from math import prod
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reformer.config import ReformerConfig
-
-_Row = TypeVar("_Row")
 
 #: Bytes of a number.
 FLOAT, LONG, INT, BOOL = 4, 8, 4, 1
@@ -30,6 +31,8 @@ FLOAT, LONG, INT, BOOL = 4, 8, 4, 1
 RANDOM_STATE = 5056
 #: Of each optimizer, how many states are as large as the parameters, and how many temporaries as one of them.
 OPTIMIZERS = {"adamw": (2, 2), "adam": (2, 2), "sgd": (1, 0)}
+#: Those of `reformer.kernels.flash`, and `_COORDINATES` of `reformer.attention.options`: they import torch.
+PAIRS, ROWS, COORDINATES = 2**19, 2**13, 2**23
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +95,8 @@ def step_cost(
     ...     config = ReformerConfig(residual=residual, **sizes, **blocks)
     ...     cost = step_cost(config, batch=1, seq=2**20)
     ...     print(residual, cost.flops // 10**12, cost.saved_bytes >> 30, cost.peak_bytes >> 30)
-    plain 34 98 100
-    reversible 44 4 27
+    plain 35 44 48
+    reversible 45 4 18
 
     Args:
         config: anything with the attributes of a `ReformerConfig`.
@@ -108,961 +111,818 @@ def step_cost(
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r}: use one of {', '.join(OPTIMIZERS)}")
     states, temporaries = OPTIMIZERS[optimizer]
-    ledger = _Ledger()
-    s = _Step(config, batch, seq, threads, ledger)
-    sizes = _parameters(s)
-    s.part("parameters").make(all=FLOAT * sum(sizes))
-    s.part("optimizer").make(states=states * FLOAT * sum(sizes))
-    s.part("batch").make(tokens=LONG * s.tokens, targets=LONG * s.tokens)
-    between_steps = Counter(ledger.held)
-
-    _embed(s)
-    _run_stack(s)
-    _loss(s)
-    saved = ledger.held - between_steps
-    ledger.phase = "backward"
-    _loss_backward(s)
-    _run_stack_backward(s)
-    _embed_backward(s)
-    ledger.phase = "optimizer"
-    s.part("optimizer").need(temporaries=temporaries * FLOAT * max(sizes))
-    s.part("gradients").clear()
-    assert ledger.held == between_steps, f"held after the step: {ledger.held - between_steps}"
+    tape = _Tape()
+    loss = _loss(_Step(config, tape, batch=batch, seq=seq, threads=threads))
+    saved = dict(+tape.held)
+    tape.phase = "backward"
+    tape.backward([(loss, loss.memory)], [])
+    del loss
+    tape.phase = "optimizer"
+    sizes = [gradient.size for gradient in reversed(tape.gradients.values())]
+    # The last temporary of a parameter is there until the next one has its own.
+    moments = [temporaries * size + min(1, temporaries) * last for last, size in pairwise([0, *sizes])]
+    _Memory(tape, "optimizer", max(moments))
+    tape.gradients.clear()
+    tape.states.clear()
+    assert not tape.held.total(), f"held after the step: {+tape.held}"
+    always = {"parameters": sum(sizes), "optimizer": states * sum(sizes), "batch": 2 * LONG * batch * seq}
+    by_phase, by_part = Counter[str](), Counter[str]()
+    for (phase, part), flops in tape.flops.items():
+        by_phase[phase] += flops
+        by_part[part] += flops
+    peaks = {phase: dict(Counter(always) + Counter(peak)) for phase, peak in tape.peaks.items()}
     return StepCost(
-        parameters=sum(sizes),
-        flops_by_phase=ledger.flops(by="phase"),
-        flops_by_part=ledger.flops(by="part"),
-        saved_by_part=dict(saved),
-        peaks=ledger.peaks,
+        parameters=sum(sizes) // FLOAT,
+        flops_by_phase=dict(by_phase),
+        flops_by_part=dict(by_part),
+        saved_by_part=saved,
+        peaks=peaks,
     )
 
 
-# The ledger.
+# A tape of sizes.
+
+
+class _Memory:
+    """Bytes of a part of the model, held for as long as Python holds this."""
+
+    def __init__(self, tape: _Tape, part: str, size: int) -> None:
+        self.tape, self.part, self.size = tape, part, size
+        #: Whether it is the gradient of several tensors: then nothing is added to it in place.
+        self.shared = False
+        tape.held[part] += size
+        if tape.held.total() > sum(tape.peaks.get(tape.phase, {}).values()):
+            tape.peaks[tape.phase] = dict(+tape.held)
+
+    def __del__(self) -> None:
+        self.tape.held[self.part] -= self.size
+
+
+_Gradients = list["_Memory | None"]
+
+
+@dataclass(eq=False)
+class _Node:
+    """What makes the gradients of inputs from those of outputs.
+
+    Args:
+        number: nodes run backward from the last to the first.
+        inputs: for each, the node it came from, as which of its outputs, and bytes.
+        backward: holds what is kept; None where it has run, and at a leaf.
+    """
+
+    number: int = 0
+    inputs: Sequence[tuple[_Node | None, int, int]] = ()
+    backward: Callable[[_Gradients], _Gradients] | None = None
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """Bytes of some memory, and the node they came from, as which of its outputs."""
+
+    memory: _Memory
+    size: int
+    node: _Node | None = None
+    output: int = 0
 
 
 @dataclass
-class _Ledger:
-    """Bytes held and operations done so far.
+class _Tape:
+    """What is held, what has been multiplied, and how to run backward.
 
     Args:
         phase: whose peak is being taken.
         held: bytes held now, by part.
         peaks: bytes held at the fullest moment of each phase, by part.
-        keeping: whether what is computed now is kept for backward.
-        again: whether what is computed now was computed before.
+        flops: operations, by phase and part.
+        gradients: of the parameters.
+        states: of random streams.
+        recording: whether what is computed now is kept for backward.
+        again: whether it was computed before.
+        times: how often it is computed, one after the other.
     """
 
     phase: str = "forward"
     held: Counter[str] = field(default_factory=Counter)
-    peaks: dict[str, Mapping[str, int]] = field(default_factory=dict)
-    keeping: bool = True
+    peaks: dict[str, dict[str, int]] = field(default_factory=dict)
+    flops: Counter[tuple[str, str]] = field(default_factory=Counter)
+    gradients: dict[str, _Memory] = field(default_factory=dict)
+    states: list[_Memory] = field(default_factory=list)
+    recording: bool = True
     again: bool = False
-    _tensors: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    _flops: Counter[tuple[str, str]] = field(default_factory=Counter)
+    times: int = 1
+    _nodes: int = 0
 
     @contextmanager
-    def computing(self, *, keeping: bool, again: bool = False) -> Iterator[None]:
-        """Whether what is computed inside is kept for backward, and whether it was computed before."""
-        before = self.keeping, self.again
-        self.keeping, self.again = keeping, again or self.again
+    def set(self, **state: bool | int) -> Iterator[None]:
+        """Another `recording`, `again` or `times` inside."""
+        before = {name: getattr(self, name) for name in state}
+        vars(self).update(state)
         yield
-        self.keeping, self.again = before
-
-    def hold(self, part: str, tensors: Mapping[str, int]) -> None:
-        for name, size in tensors.items():
-            self._tensors.setdefault(part, {}).setdefault(name, []).append(size)
-            self.held[part] += size
-        if self.held.total() > sum(self.peaks.get(self.phase, {}).values()):
-            self.peaks[self.phase] = dict(+self.held)
-
-    def drop(self, part: str, name: str) -> None:
-        self.held[part] -= self._tensors[part][name].pop()
-
-    def clear(self, part: str) -> None:
-        self._tensors.pop(part, None)
-        self.held.pop(part, None)
+        vars(self).update(before)
 
     def multiply(self, part: str, flops: int) -> None:
-        self._flops["recompute" if self.again else self.phase, part] += flops
+        if flops:
+            self.flops["recompute" if self.again else self.phase, part] += flops * self.times
 
-    def flops(self, *, by: str) -> dict[str, int]:
-        """Operations so far, by `phase` or by `part`."""
-        totals: Counter[str] = Counter()
-        for (phase, part), count in self._flops.items():
-            totals[phase if by == "phase" else part] += count
-        return dict(totals)
+    def op(
+        self,
+        part: str,
+        *inputs: _Tensor,
+        out: int,
+        keeps: Sequence[_Tensor | _Memory] = (),
+        keeps_out: bool = False,
+        beside: tuple[int, int] = (0, 0),
+        flops: tuple[int, int] = (0, 0),
+        weights: Mapping[str, int] | None = None,
+        shares: bool = False,
+    ) -> _Tensor:
+        """What an operator of torch does.
 
+        Args:
+            part: what it is part of.
+            inputs: what is differentiated by.
+            out: bytes of the output.
+            keeps: what backward asks for.
+            keeps_out: whether it asks for the output.
+            beside: bytes that are there for a moment, next to the output, and next to gradients of inputs.
+            flops: of products of matrices, forward and backward.
+            weights: numbers in each parameter that it uses.
+            shares: whether the gradient of each input is that of the output, or a view of it.
+        """
+        memory = _Memory(self, part, out)
+        _Memory(self, part, beside[0])
+        self.multiply(part, flops[0])
+        kept = [x.memory if isinstance(x, _Tensor) else x for x in keeps] + [memory] * keeps_out
+        sizes = [x.size for x in inputs]
 
-@dataclass(frozen=True)
-class _Part:
-    """The page of one part of the model in the ledger."""
+        def backward(gradients: _Gradients, kept: list[_Memory] = kept) -> _Gradients:
+            self.multiply(part, flops[1])
+            if shares and gradients[0]:
+                gradients[0].shared |= len(sizes) > 1
+                return gradients * len(sizes)
+            found: _Gradients = [_Memory(self, part, size) for size in sizes]
+            for name, numbers in (weights or {}).items():
+                # The first is kept, others are added to it.
+                self.gradients.setdefault(name, _Memory(self, "gradients", FLOAT * numbers))
+            _Memory(self, part, beside[1])
+            return found
 
-    ledger: _Ledger
-    name: str
+        return self.record(inputs, [memory], backward)[0]
 
-    def make(self, *used_up: str, **tensors: int) -> None:
-        """Make tensors of so many bytes, all alive at once, and only then let go of what is used up."""
-        self.ledger.hold(self.name, tensors)
-        self.drop(*used_up)
+    def record(
+        self,
+        inputs: Sequence[_Tensor],
+        outputs: Sequence[_Memory],
+        backward: Callable[[_Gradients], _Gradients],
+    ) -> list[_Tensor]:
+        """Outputs as tensors that know how they were made, if that is recorded."""
+        if not self.recording:
+            return [_Tensor(memory, memory.size) for memory in outputs]
+        self._nodes += 1
+        node = _Node(self._nodes, [(x.node, x.output, x.size) for x in inputs], backward)
+        return [_Tensor(memory, memory.size, node, index) for index, memory in enumerate(outputs)]
 
-    def need(self, **tensors: int) -> None:
-        """Tensors that are alive for this moment."""
-        self.make(*tensors, **tensors)
+    def backward(
+        self, roots: Sequence[tuple[_Tensor, _Memory | None]], leaves: Sequence[_Tensor]
+    ) -> _Gradients:
+        """Gradients of the leaves, from those of the roots."""
+        waiting: dict[_Node, dict[int, _Memory]] = {}
+        for root, gradient in roots:
+            if root.node and gradient:
+                waiting.setdefault(root.node, {})[root.output] = gradient
+        del roots, gradient
+        while nodes := [node for node in waiting if node.backward]:
+            self._run(max(nodes, key=lambda node: node.number), waiting)
+        return [waiting[leaf.node][0] if leaf.node in waiting else None for leaf in leaves]
 
-    def drop(self, *names: str) -> None:
-        """Let go; of several tensors of a name, the last."""
-        for name in names:
-            self.ledger.drop(self.name, name)
-
-    def release(self, *names: str) -> None:
-        """Let go, unless kept for backward."""
-        if not self.ledger.keeping:
-            self.drop(*names)
-
-    def clear(self) -> None:
-        """Let go of everything."""
-        self.ledger.clear(self.name)
-
-    def multiply(self, rows: int, inner: int, columns: int, *, times: int = 1) -> None:
-        """Products of matrices rows×inner and inner×columns."""
-        self.ledger.multiply(self.name, 2 * rows * inner * columns * times)
+    def _run(self, node: _Node, waiting: dict[_Node, dict[int, _Memory]]) -> None:
+        """One node: what it kept goes, and gradients that meet are added up, in place if they can be."""
+        arrived = waiting.pop(node)
+        gradients: _Gradients = [arrived.pop(output, None) for output in range(max(arrived) + 1)]
+        assert node.backward
+        found = node.backward(gradients)
+        node.backward = None
+        gradients.clear()
+        for source, output, size in node.inputs:
+            gradient = found.pop(0)
+            if source and gradient:
+                there = waiting.setdefault(source, {})
+                if output in there and there[output].shared:
+                    gradient = _Memory(self, gradient.part, size)
+                elif output in there:
+                    gradient = there[output]
+                there[output] = gradient
 
 
 # Sizes.
 
 
-@dataclass(frozen=True)
 class _Step:
-    """A config at work on a batch, and the ledger of it."""
+    """A config at work on rows of tokens, and the tape of it."""
 
-    config: ReformerConfig
-    batch: int
-    seq: int
-    threads: int
-    ledger: _Ledger
-
-    def part(self, name: str) -> _Part:
-        return _Part(self.ledger, name)
-
-    @property
-    def tokens(self) -> int:
-        return self.batch * self.seq
-
-    @property
-    def stream(self) -> int:
-        """Bytes of a residual stream."""
-        return FLOAT * self.tokens * self.config.d_model
-
-    @property
-    def width(self) -> int:
-        """Width of all heads together."""
-        return self.config.n_heads * self.config.head_width
-
-    @property
-    def heads(self) -> int:
-        """Bytes of one row for each token and head."""
-        return FLOAT * self.tokens * self.width
-
-    @property
-    def branches(self) -> list[str]:
-        """What is added to the streams, in turn: attention of some kind, then feed-forward."""
-        kinds = [self.config.kind(layer) for layer in range(self.config.n_layers)]
-        return [branch for kind in kinds for branch in (kind, "feed_forward")]
-
-    def rows(self, length: int | None) -> int:
-        """Rows at once, over the batch, of what is computed in blocks of `length` tokens."""
-        return self.batch * min(self.seq, length or self.seq)
-
-    def windows(self, kind: str) -> _Windows:
-        """Who meets whom in attention of a kind."""
-        c = self.config
-        if kind not in ("lsh", "local"):
-            return _Windows(self, 1, 1, self.seq, 1)
-        rounds, length, before, after = c.n_hashes, c.chunk_length, c.n_chunks_before, c.n_chunks_after
-        if kind == "local":
-            rounds, length = 1, c.local_chunk_length or c.chunk_length
-            before, after = c.local_n_chunks_before, c.local_n_chunks_after
-        chunks, after = -(-self.seq // length), _after(c, after)
-        views = min(before, chunks - 1) + 1 + min(after, chunks - 1)
-        if kind == "lsh" and _wraps(c):
-            views = min(before + 1 + after, chunks * rounds)
-        return _Windows(self, rounds, chunks, length, views)
+    def __init__(self, c: ReformerConfig, tape: _Tape, *, batch: int, seq: int, threads: int) -> None:
+        self.config, self.tape, self.batch, self.seq, self.threads = c, tape, batch, seq, threads
+        self.op, self.new = tape.op, partial(_Memory, tape)
+        #: Tokens a row, with those that the conventions of transformers append.
+        padded = c.conventions == "transformers" and seq > c.shortest_chunk
+        self.length = -(-seq // c.length_multiple) * c.length_multiple if padded else seq
+        #: Width of all heads together.
+        self.width = c.n_heads * c.head_width
+        #: Bytes of a number for each token; of a residual stream, and of a row for each token and head.
+        self.numbers = FLOAT * batch * self.length
+        self.stream, self.heads = self.numbers * c.d_model, self.numbers * self.width
+        #: Later chunks that `lsh` layers see.
+        self.after = c.n_chunks_after if c.n_chunks_after is not None else int(not c.causal)
+        #: Whether they see a band of the sorted order; one bucket alone; rounds that roll into each other.
+        self.strict = c.causal and c.causality == "strict"
+        self.same_bucket = bool(c.bucket_mask) or (c.causal and c.causality != "published")
+        self.wraps = c.seams == "reference" and not self.strict
+        #: Whether later rounds leave out what earlier ones show.
+        self.counts = c.duplicates == "count" and c.n_hashes > 1
 
 
-@dataclass(frozen=True)
 class _Windows:
-    """Chunks of queries, and the chunks of keys that each one sees.
+    """Chunks of queries, and the chunks of keys that each one sees, its own among them."""
 
-    Args:
-        step: what they are part of.
-        rounds: orders of the tokens, which come one after the other.
-        chunks: chunks a round.
-        length: tokens a chunk.
-        views: chunks that a chunk sees, its own among them.
-    """
-
-    step: _Step
-    rounds: int
-    chunks: int
-    length: int
-    views: int
-
-    @property
-    def window(self) -> int:
-        """Keys that a query meets."""
-        return self.views * self.length
-
-    @property
-    def slots(self) -> int:
-        """Tokens, the last chunk filled up, of every round, head and batch row."""
-        return self.step.batch * self.step.config.n_heads * self.rounds * self.chunks * self.length
-
-    @property
-    def pairs(self) -> int:
-        """Queries and keys that meet."""
-        return self.slots * self.window
-
-    @property
-    def scores(self) -> int:
-        """Bytes of a number a pair."""
-        return FLOAT * self.pairs
-
-    @property
-    def rows(self) -> int:
-        """Bytes of one row a slot."""
-        return FLOAT * self.slots * self.step.config.head_width
-
-    @property
-    def seen(self) -> int:
-        """Bytes of one row for each slot that each chunk sees."""
-        return self.views * self.rows
-
-    @property
-    def filled(self) -> int:
-        """Bytes of one row a token and head, if they are copied to be filled up."""
-        return self.rows // self.rounds if self.chunks * self.length != self.step.seq else 0
+    def __init__(self, s: _Step, *, length: int, rounds: int = 1, views: int = 1) -> None:
+        dim = s.config.head_width
+        #: Tokens, the last chunk filled up, of every round, head and batch row.
+        self.slots = s.batch * s.config.n_heads * rounds * -(-s.length // length) * length
+        #: Queries and keys that meet, and bytes of a number for each.
+        self.pairs = self.slots * views * length
+        self.scores = FLOAT * self.pairs
+        #: Bytes of a row a slot, and of a row for each slot that each chunk sees.
+        self.rows = FLOAT * self.slots * dim
+        self.seen = self.rows * views
+        #: Operations of queries by keys, or of weights by values: forward, and by the gradient of both.
+        self.product = 2 * self.pairs * dim, 4 * self.pairs * dim
 
 
-def _parameters(s: _Step) -> list[int]:
-    """Numbers in each parameter."""
-    c, d, d_ff, gates = s.config, s.config.d_model, s.config.feed_forward_width, _gates(s.config)
-    sizes = [c.vocab_size * d, *_position_parameters(c)]
-    for branch in s.branches:
-        sizes += [d] * _norms(c)
-        if branch == "feed_forward":
-            sizes += [d * d_ff * gates, d_ff * gates, d_ff * d, d]
-        else:
-            sizes += [d * s.width] * (len(_projections(branch)) + 1)
-    weight = [] if c.tie_weights else [c.joined_width * c.vocab_size]
-    return [*sizes, *[c.joined_width] * _norms(c), *weight, c.vocab_size]
+# From tokens to the loss.
 
 
-def _position_parameters(c: ReformerConfig) -> list[int]:
-    if c.positions == "axial":
-        return [side * width for side, width in zip(c.axial_grid, c.axial_split, strict=True)]
-    return [c.max_length * c.d_model] if c.positions == "learned" else []
+def _loss(s: _Step) -> _Tensor:
+    """`TokenModel.loss`."""
+    c, joined = s.config, _merge(s, _embed(s))
+    joined = replace(joined, size=joined.size // s.length * s.seq)
+    score = partial(_score, s)
+    return _in_blocks(s, "head", score, joined, width=c.joined_width, out_width=0, length=c.loss_chunk_length)
 
 
-def _norms(c: ReformerConfig) -> int:
-    """Numbers that a norm has for each coordinate: a scale, and where it takes a mean off, a shift."""
-    return 1 if c.norm == "rms_norm" else 2
-
-
-def _gates(c: ReformerConfig) -> int:
-    """Matrices that go into the wide layer."""
-    return 2 if c.activation in ("swiglu", "geglu") else 1
-
-
-def _projections(kind: str) -> tuple[str, ...]:
-    """What attention of a kind projects its input to."""
-    return ("query_key", "value") if _shares(kind) else ("query", "key", "value")
-
-
-def _shares(kind: str) -> bool:
-    """Whether queries and keys are one projection."""
-    return kind in ("lsh", "full", "oracle")
-
-
-def _after(c: ReformerConfig, n_chunks_after: int | None) -> int:
-    return n_chunks_after if n_chunks_after is not None else (0 if c.causal else 1)
-
-
-def _strict(c: ReformerConfig) -> bool:
-    return c.causal and c.causality == "strict"
-
-
-def _wraps(c: ReformerConfig) -> bool:
-    """Whether windows roll over all rounds."""
-    return c.seams == "reference" and not _strict(c)
-
-
-# Stacks. Streams are of one size, and so are their gradients: they are counted, not told apart. A branch
-# leaves its output as `branch`, its backward pass the gradient of what it was made from as `gradient`. The
-# gradients of both last streams are one tensor, `joined`.
-
-
-def _run_stack(s: _Step) -> None:
-    """`reformer.stacks.run_stack`: from the embedding to two streams."""
-    streams, residual = s.part("streams"), s.config.residual
-    with s.ledger.computing(keeping=residual == "plain"):
-        for index, branch in enumerate(s.branches):
-            _run_branch(s, branch)
-            streams.make("branch", stream=s.stream)
-            if residual == "plain" and branch == "lsh":
-                s.part("hash").drop("buckets")
-            if residual.startswith("reversible") and index >= 2:
-                streams.drop("stream")
-    if residual.startswith("reversible"):
-        # The embedding, which both streams start as.
-        streams.drop("stream")
-    # What is run again draws again; a block as a whole, or each branch.
-    runs = {"plain": 0, "checkpoint": s.config.n_layers}.get(residual, len(s.branches))
-    streams.make(random=RANDOM_STATE * runs if s.config.dropout or s.config.attention_dropout else 0)
-
-
-def _run_stack_backward(s: _Step) -> None:
-    """From the gradients of both streams to that of the embedding."""
-    if s.config.residual == "plain":
-        _plain_backward(s)
-    elif s.config.residual == "checkpoint":
-        _checkpointed_backward(s)
-    else:
-        _reversible_backward(s)
-    s.part("streams").drop("random")
-    s.part("streams").make("gradient", "gradient", gradient=s.stream)
-
-
-def _plain_backward(s: _Step) -> None:
-    """`reformer.stacks.run_plain`, backwards."""
-    streams = s.part("streams")
-    for index, branch in enumerate(reversed(s.branches)):
-        _run_branch_backward(s, branch)
-        streams.drop("stream")
-        # The sum, and then neither of its terms.
-        streams.make("gradient", gradient=s.stream)
-        if index == 1:
-            streams.drop("joined")
-        elif index > 1:
-            streams.drop("gradient")
-
-
-def _checkpointed_backward(s: _Step) -> None:
-    """`reformer.checkpointing`: a block runs again, and then backwards."""
-    streams = s.part("streams")
-    for layer in reversed(range(s.config.n_layers)):
-        block = s.branches[2 * layer : 2 * layer + 2]
-        with s.ledger.computing(keeping=True, again=True):
-            for branch in block:
-                _run_branch(s, branch, hashed=True)
-                streams.make("branch", stream=s.stream)
-        for branch in reversed(block):
-            _run_branch_backward(s, branch)
-            streams.make("gradient", gradient=s.stream)
-        # The streams out of the block and into it, and the gradients of those out of it.
-        streams.drop(*["stream"] * (4 if layer > 0 else 3))
-        if layer == s.config.n_layers - 1:
-            streams.drop("joined")
-        else:
-            streams.drop("gradient", "gradient")
-        if "lsh" in block:
-            s.part("hash").drop("buckets")
-
-
-def _reversible_backward(s: _Step) -> None:
-    """`reformer.reversible`: a branch runs again and backwards, and is taken off its stream.
-
-    The outputs of the stack and their gradients are there to the end. The output of a branch, and the
-    gradient that it adds to its stream, are there until the next branch gives its own.
-    """
-    streams = s.part("streams")
-    for index, branch in enumerate(reversed(s.branches)):
-        with s.ledger.computing(keeping=True, again=True):
-            _run_branch(s, branch, hashed=True)
-        if index > 0:
-            streams.drop("branch")
-        _run_branch_backward(s, branch)
-        if index > 0:
-            streams.drop("gradient")
-        streams.make(stream=s.stream)
-        streams.make(gradient=s.stream)
-        if index > 1:
-            streams.drop("stream", "gradient")
-    streams.drop("branch", "gradient", "joined", *["stream"] * 4)
-    s.part("hash").clear()
-
-
-def _run_branch(s: _Step, branch: str, *, hashed: bool = False) -> None:
-    """`reformer.layer.Branch`; `hashed`: its buckets are there already."""
-    if branch == "feed_forward":
-        _feed(s)
-    else:
-        _attend(s, branch, hashed=hashed)
-
-
-def _run_branch_backward(s: _Step, branch: str) -> None:
-    if branch == "feed_forward":
-        _feed_backward(s)
-    else:
-        _attend_backward(s, branch)
-
-
-# Embedding and language-model head.
-
-
-def _embed(s: _Step) -> None:
-    """`Trunk._embed`: tokens, and positions on them."""
-    streams = s.part("streams")
-    streams.make(stream=s.stream)
-    if s.config.positions != "rotary":
-        streams.need(with_positions=s.stream)
-    _dropout(s, streams, s.stream)
-
-
-def _embed_backward(s: _Step) -> None:
-    streams, gradients = s.part("streams"), s.part("gradients")
-    _dropout_backward(s, streams, s.stream)
-    gradients.make(positions=FLOAT * sum(_position_parameters(s.config)))
-    gradients.need(by_position=s.stream // s.batch)
-    gradients.make(embedding=FLOAT * s.config.vocab_size * s.config.d_model)
-    if s.config.tie_weights:
-        gradients.drop("weight")
-    streams.drop("gradient")
-
-
-def _loss(s: _Step) -> None:
-    """`merge_streams` and `LanguageModelHead.loss`."""
+def _score(s: _Step, joined: _Tensor, *, whole: bool = True) -> _Tensor:
+    """`LanguageModelHead`, and the cross-entropy; backward asks for all of it, `whole` or not."""
     c = s.config
-    s.part("head").make(joined=FLOAT * s.tokens * c.joined_width)
-    # Kept is what enters a branch, or a block; of reversible streams both that leave.
-    s.part("streams").drop(*["stream"] * {"plain": 1, "checkpoint": 2}.get(c.residual, 0))
-    with s.ledger.computing(keeping=s.rows(c.loss_chunk_length) == s.tokens):
-        _score(s)
+    normed = _dropout(s, "head", _norm(s, "head", joined, of="head", width=c.joined_width))
+    of = "embedding" if c.tie_weights else "projection"
+    logits = _linear(s, "head", normed, of=of, inner=c.joined_width, columns=c.vocab_size, bias=True)
+    del normed
+    log_softmax = s.op("head", logits, out=logits.size, keeps_out=True)
+    return s.op("head", log_softmax, out=0)
 
 
-def _score(s: _Step) -> None:
-    """`Head._sum`: the tensors of a block of rows, the products of all blocks."""
-    head, rows, c = s.part("head"), s.rows(s.config.loss_chunk_length), s.config
-    normed, logits = FLOAT * rows * c.joined_width, FLOAT * rows * c.vocab_size
-    _norm(s, head, normed)
-    _dropout(s, head, normed)
-    head.multiply(s.tokens, c.joined_width, c.vocab_size)
-    head.make(logits=logits)
-    _release_normed(s, head)
-    head.make("logits", log_softmax=logits)
-    head.release("log_softmax")
+def _embed(s: _Step) -> _Tensor:
+    """`Trunk._embed`: tokens, and positions on them."""
+    c, table, weights = s.config, s.stream // s.batch, dict[str, int]()
+    x = s.op("streams", out=s.stream, weights={"embedding": c.vocab_size * c.d_model})
+    beside = 0
+    if c.positions == "learned":
+        weights = {"positions": c.max_length * c.d_model}
+    elif c.positions == "axial":
+        # By row and by column, and both of them joined.
+        (rows, columns), (row_width, column_width), beside = c.axial_grid, c.axial_split, table
+        weights = {"rows": rows * row_width, "columns": columns * column_width}
+        s.new("streams", 2 * table)
+    elif c.positions == "sinusoidal":
+        # Angles, sines, cosines and both of them, in float64; then in float32.
+        s.new("streams", 5 * table)
+        beside = table
+    if c.positions != "rotary":
+        x = s.op("streams", x, out=s.stream, beside=(beside, 0), weights=weights)
+    return _dropout(s, "streams", x)
 
 
-def _loss_backward(s: _Step) -> None:
-    head, gradients, c = s.part("head"), s.part("gradients"), s.config
-    rows = s.rows(c.loss_chunk_length)
-    normed, joined = FLOAT * rows * c.joined_width, FLOAT * s.tokens * c.joined_width
-    logits, weight = FLOAT * rows * c.vocab_size, FLOAT * c.joined_width * c.vocab_size
-    # Of several blocks the last one, when the gradients of the others' rows and weights are there.
-    in_blocks = rows < s.tokens
-    if in_blocks:
-        head.make(others=joined - normed)
-        gradients.make(weight=weight)
-        with s.ledger.computing(keeping=True, again=True):
-            _score(s)
-    head.make("log_softmax", dlog_softmax=logits, dlogits=logits)
-    head.drop("dlog_softmax")
-    head.multiply(s.tokens, c.joined_width, c.vocab_size, times=2)
-    add_gradients = gradients.need if in_blocks else gradients.make
-    add_gradients(weight=weight)
-    head.make("dlogits", dnormed=normed)
-    _dropout_backward(s, head, normed)
-    _norm_backward(s, head, normed)
-    gradients.make(rest=FLOAT * (c.joined_width * _norms(c) + c.vocab_size))
-    head.drop("joined")
-    head.need(together=joined)
-    if in_blocks:
-        head.drop("others")
-    s.part("streams").make(joined=joined)
+def _merge(s: _Step, x: _Tensor) -> _Tensor:
+    """`run_stack` from the embedding to two streams, and `merge_streams`."""
+    start = _round(s, x)
+    run = {"plain": _run_plain, "checkpoint": _run_checkpointed}.get(s.config.residual, _run_reversible)
+    y1, y2 = run(s, start, start)
+    return s.op("head", y1, y2, out=s.numbers * s.config.joined_width, shares=True)
 
 
-# Norms and dropout, wherever they are.
+# Stacks. A branch is known by its number: attention of a layer, then its feed-forward.
 
 
-def _norm(s: _Step, part: _Part, size: int) -> None:
-    """Of a norm without a mean, torch also keeps what is not scaled yet."""
-    part.make(normed=size, **({"unscaled": size} if s.config.norm == "rms_norm" else {}))
+def _run_plain(s: _Step, x1: _Tensor, x2: _Tensor) -> tuple[_Tensor, _Tensor]:
+    for branch in range(2 * s.config.n_layers):
+        x1, x2 = _step(s, branch, x1, x2)[:2]
+    return x1, x2
 
 
-def _release_normed(s: _Step, part: _Part) -> None:
-    part.release("normed", *["unscaled"] if s.config.norm == "rms_norm" else [])
+def _run_checkpointed(s: _Step, x1: _Tensor, x2: _Tensor) -> tuple[_Tensor, _Tensor]:
+    for layer in range(s.config.n_layers):
+        x1, x2 = _checkpointed(s, (2 * layer, 2 * layer + 1), x1, x2)
+    return x1, x2
 
 
-def _norm_backward(s: _Step, part: _Part, size: int) -> None:
-    """From `dnormed` to the gradient of the input, which the caller makes."""
-    part.drop("normed")
-    if s.config.norm == "rms_norm":
-        part.make("dnormed", "unscaled", by_scale=2 * size)
-        part.drop("by_scale")
-        # By the value itself, and through the mean square in four steps.
-        part.need(by_value=size, by_mean=4 * size)
+def _checkpointed(s: _Step, block: Sequence[int], x1: _Tensor, x2: _Tensor) -> tuple[_Tensor, _Tensor]:
+    """`reformer.checkpointing`: a block runs again, and then backwards, from the streams that enter it."""
+    saved = (x1, x2)
+    _keep_random(s, 1)
+    y1, y2, used = _run_unrecorded(s, block, x1, x2)
+
+    def backward(gradients: _Gradients) -> _Gradients:
+        x1, x2 = leaves = [_Tensor(x.memory, s.stream, _Node()) for x in saved]
+        with s.tape.set(recording=True, again=True):
+            for branch in block:
+                x1, x2, _ = _step(s, branch, x1, x2, used[branch])
+        return s.tape.backward(list(zip((x1, x2), gradients, strict=True)), leaves)
+
+    y1, y2 = s.tape.record(saved, (y1.memory, y2.memory), backward)
+    return y1, y2
+
+
+def _run_reversible(s: _Step, x1: _Tensor, x2: _Tensor) -> tuple[_Tensor, _Tensor]:
+    """`reformer.reversible`: a branch runs again and backwards, and is taken off its stream."""
+    branches = range(2 * s.config.n_layers)
+    _keep_random(s, len(branches))
+    last1, last2, used = _run_unrecorded(s, branches, x1, x2)
+    saved = last1.memory, last2.memory
+
+    def backward(gradients: _Gradients) -> _Gradients:
+        (y1, y2), (dy1, dy2) = saved, gradients
+        for branch in reversed(branches):
+            stream = _Tensor(y1, s.stream, _Node())
+            with s.tape.set(recording=True, again=True):
+                out, _ = _run_branch(s, branch, stream, used[branch])
+            (dstream,) = s.tape.backward([(out, dy2)], [stream])
+            y1, y2 = _sum(s, y2, _round(s, out)), y1
+            dy1, dy2 = dy2, _sum(s, dy1, dstream)
+        return [dy1, dy2]
+
+    y1, y2 = s.tape.record((x1, x2), saved, backward)
+    return y1, y2
+
+
+def _keep_random(s: _Step, times: int) -> None:
+    """`Replay.capture`, if any branch draws; kept longer than the step's graph, as what is no tensor is."""
+    c = s.config
+    if max(c.dropout, c.attention_dropout, c.local_dropout) > 0:
+        s.tape.states.append(s.new("streams", times * RANDOM_STATE))
+
+
+def _run_unrecorded(
+    s: _Step, branches: Sequence[int], x1: _Tensor, x2: _Tensor
+) -> tuple[_Tensor, _Tensor, dict[int, _Memory | None]]:
+    """The streams behind the branches, and the buckets of each."""
+    used = {}
+    with s.tape.set(recording=False):
+        for branch in branches:
+            x1, x2, used[branch] = _step(s, branch, x1, x2)
+    return x1, x2, used
+
+
+def _step(
+    s: _Step, branch: int, x1: _Tensor, x2: _Tensor, buckets: _Memory | None = None
+) -> tuple[_Tensor, _Tensor, _Memory | None]:
+    """The streams behind a branch, and its buckets."""
+    out, buckets = _run_branch(s, branch, x2, buckets)
+    out = _round(s, out)
+    return x2, s.op("streams", x1, out, out=s.stream, shares=True), buckets
+
+
+def _round(s: _Step, x: _Tensor) -> _Tensor:
+    """To the grid on which `reversible_exact` adds; others add as it is."""
+    exact = s.config.residual == "reversible_exact"
+    return s.op("streams", x, out=s.stream, shares=True) if exact else x
+
+
+def _sum(s: _Step, *terms: object) -> _Memory:
+    """Of streams or of their gradients, outside of what is recorded."""
+    return s.new("streams", s.stream)
+
+
+def _run_branch(s: _Step, branch: int, x: _Tensor, buckets: _Memory | None) -> tuple[_Tensor, _Memory | None]:
+    """`Branch`: what is added to a stream, and the buckets it used, which are made if there are none."""
+    part = "feed_forward" if branch % 2 else "projections"
+    normed = _norm(s, part, x, of=f"{branch}", width=s.config.d_model)
+    if branch % 2:
+        d, rows = s.config.d_model, partial(_feed, s, branch)
+        out = _in_blocks(s, part, rows, normed, width=d, out_width=d, length=s.config.ff_chunk_length)
     else:
-        part.need(dinput=size)
-        part.drop("dnormed")
+        out, buckets = _attend(s, branch, normed, buckets)
+    del normed
+    return _dropout(s, part, out), buckets
 
 
-def _dropout(s: _Step, part: _Part, size: int) -> None:
-    """Kept is a factor for every number."""
-    if s.config.dropout:
-        part.make(factors=size)
-        part.need(dropped=size)
-        part.release("factors")
+def _in_blocks(
+    s: _Step,
+    part: str,
+    function: Callable[..., _Tensor],
+    x: _Tensor,
+    *,
+    width: int,
+    out_width: int,
+    length: int | None,
+) -> _Tensor:
+    """`map_blocks`: a function of rows of `width` numbers, `length` tokens at a time.
+
+    Full blocks are one that is computed as often, while the results of the others are there; the last one may
+    be shorter. In backward a block runs again, up to the last tensor that is asked for.
+    """
+    row = FLOAT * s.batch
+    tokens = x.size // (row * width)
+    if length is None or length >= tokens:
+        return function(x)
+    full = (tokens - 1) // length
+    blocks = ((length, full), (tokens - full * length, 1))
+    tape, memory, size = s.tape, x.memory, x.size
+    random = [s.new(part, RANDOM_STATE) for _ in range(full + 1) if tape.recording and s.config.dropout]
+    done = [s.new(part, row * out_width * length * (full - 1))]
+    for block, times in blocks:
+        with tape.set(recording=False, times=times):
+            done.append(function(_Tensor(memory, row * width * block)).memory)
+    out = s.new(part, row * out_width * tokens)
+
+    def backward(gradients: _Gradients, kept: object = random) -> _Gradients:
+        done: _Gradients = []
+        for block, times in reversed(blocks):
+            done.append(s.new(part, row * width * block * (times - 1)))
+            leaf = _Tensor(memory, row * width * block, _Node())
+            with tape.set(recording=True, times=times):
+                with tape.set(again=True):
+                    result = function(leaf, whole=False)
+                done += tape.backward([(result, gradients[0])], [leaf])
+            del result
+        return [s.new(part, size)]
+
+    return tape.record([x], [out], backward)[0]
 
 
-def _dropout_backward(s: _Step, part: _Part, size: int) -> None:
-    if s.config.dropout:
-        part.need(dropped=size)
-        part.drop("factors")
+# Norms, linear layers and dropout, wherever they are.
+
+
+def _norm(s: _Step, part: str, x: _Tensor, *, of: str, width: int) -> _Tensor:
+    """`build_norm`: without a mean, torch keeps what is not scaled yet, too."""
+    weights = {f"{of} scale": width}
+    if s.config.norm == "rms_norm":
+        unscaled = _by_mean_square(s, part, x, width=width)
+        return s.op(part, unscaled, out=x.size, keeps=[unscaled], weights=weights, beside=(0, x.size))
+    rows = s.new(part, 2 * x.size // width)
+    return s.op(part, x, out=x.size, keeps=[x, rows], weights=weights | {f"{of} shift": width})
+
+
+def _by_mean_square(s: _Step, part: str, x: _Tensor, *, width: int) -> _Tensor:
+    """Rows by the root of their mean square, whose gradient takes several steps."""
+    rows = s.new(part, x.size // width)
+    return s.op(part, x, out=x.size, keeps=[x, rows], beside=(0, 3 * x.size))
+
+
+def _linear(
+    s: _Step,
+    part: str,
+    x: _Tensor,
+    *,
+    of: str,
+    inner: int,
+    columns: int,
+    bias: bool = False,
+    skip: bool = False,
+) -> _Tensor:
+    """A product with a matrix; with `skip` only its gradient is computed."""
+    out = x.size // inner * columns
+    flops = 2 * out // FLOAT * inner
+    weights = {of: inner * columns} | ({f"{of} bias": columns} if bias else {})
+    done = int(not skip)
+    return s.op(part, x, out=done * out, keeps=[x], flops=(done * flops, 2 * flops), weights=weights)
+
+
+def _dropout(s: _Step, part: str, x: _Tensor, *, share: float | None = None) -> _Tensor:
+    """Kept is a factor for every number; the share is that of the model, if it is not another."""
+    if not (s.config.dropout if share is None else share):
+        return x
+    return s.op(part, x, out=x.size, keeps=[s.new(part, x.size)])
 
 
 # Feed-forward.
 
 
-def _feed(s: _Step) -> None:
-    """`Block.feed`: norm, feed-forward, dropout."""
-    part, rows = s.part("feed_forward"), s.rows(s.config.ff_chunk_length)
-    _norm(s, part, s.stream)
-    # Of several blocks the last one, when the outputs of the others are there.
-    in_blocks = rows < s.tokens
-    if in_blocks:
-        part.make(others=s.stream - FLOAT * rows * s.config.d_model)
-    with s.ledger.computing(keeping=s.ledger.keeping and not in_blocks):
-        _feed_rows(s)
-    if in_blocks:
-        part.need(together=s.stream)
-        part.drop("others")
-    part.drop("out")
-    s.part("streams").make(branch=s.stream)
-    _release_normed(s, part)
-    _dropout(s, part, s.stream)
-
-
-def _feed_rows(s: _Step, *, whole: bool = True) -> None:
-    """`FeedForward._rows`: the tensors of a block of rows, the products of all blocks.
-
-    A block is not run again as a whole, but up to the last tensor that backward asks for.
-    """
-    part, c, rows = s.part("feed_forward"), s.config, s.rows(s.config.ff_chunk_length)
-    wide, gates = FLOAT * rows * c.feed_forward_width, _gates(c)
-    part.multiply(s.tokens, c.d_model, c.feed_forward_width, times=gates)
-    if gates > 1:
-        part.make(wide=2 * wide, gate=wide, inner=wide)
-        part.release("gate", "wide")
-    else:
-        part.make(wide=wide, inner=wide)
-        if _keeps_wide(c):
-            part.release("wide")
-        else:
-            part.drop("wide")
-    _dropout(s, part, wide)
-    if whole:
-        part.multiply(s.tokens, c.feed_forward_width, c.d_model)
-        part.make(out=FLOAT * rows * c.d_model)
-        part.release("inner")
-
-
-def _keeps_wide(c: ReformerConfig) -> bool:
-    """Whether more is kept than what enters the second matrix. A ReLU asks for nothing but its own output."""
-    return c.activation != "relu" or c.dropout > 0
-
-
-def _feed_backward(s: _Step) -> None:
-    part, gradients, c = s.part("feed_forward"), s.part("gradients"), s.config
-    rows, d, d_ff, gates = s.rows(c.ff_chunk_length), c.d_model, c.feed_forward_width, _gates(c)
-    block, wide = FLOAT * rows * d, FLOAT * rows * d_ff
-    narrow_weights, wide_weights = FLOAT * (d_ff * d + d), FLOAT * (d * d_ff + d_ff) * gates
-    _dropout_backward(s, part, s.stream)
-    # Of several blocks the last one, when the gradients of the others' rows and weights are there.
-    in_blocks = rows < s.tokens
-    if in_blocks:
-        part.make(others=s.stream - block)
-        gradients.make(narrow=narrow_weights, wide=wide_weights)
-        with s.ledger.computing(keeping=True, again=True):
-            _feed_rows(s, whole=False)
-    add_gradients = gradients.need if in_blocks else gradients.make
-    part.multiply(s.tokens, d_ff, d, times=2)
-    part.make(dinner=wide)
-    add_gradients(narrow=narrow_weights)
-    if _keeps_wide(c):
-        part.drop("inner")
-    _dropout_backward(s, part, wide)
-    if gates > 1:
-        part.make("dinner", "gate", dgate=wide, dvalue=wide)
-        part.make("dgate", "dvalue", "wide", dwide=2 * wide)
-    else:
-        part.make("dinner", "wide" if _keeps_wide(c) else "inner", dwide=wide)
-    part.multiply(s.tokens, d, d_ff, times=2 * gates)
-    part.make(dblock=block)
-    add_gradients(wide=wide_weights)
-    part.drop("dwide", "dblock")
-    part.make(dnormed=s.stream)
-    if in_blocks:
-        part.drop("others")
-    gradients.make(norm=FLOAT * d * _norms(c))
-    _norm_backward(s, part, s.stream)
-    s.part("streams").make(gradient=s.stream)
+def _feed(s: _Step, branch: int, x: _Tensor, *, whole: bool = True) -> _Tensor:
+    """`FeedForward._rows`; `whole`: unlike backward, which does not ask for the last product."""
+    c, part, d_ff = s.config, "feed_forward", s.config.feed_forward_width
+    gates = 2 if c.activation in ("swiglu", "geglu") else 1
+    linear = partial(_linear, s, part, bias=True)
+    wide = linear(x, of=f"{branch} wide", inner=c.d_model, columns=gates * d_ff)
+    # A ReLU asks for nothing but its output; a gate is kept.
+    size, relu = wide.size // gates, c.activation == "relu"
+    keeps = [] if relu else [wide.memory, s.new(part, size * (gates - 1))]
+    inner = s.op(part, wide, out=size, keeps=keeps, keeps_out=relu)
+    del wide, keeps
+    inner = _dropout(s, part, inner)
+    return linear(inner, of=f"{branch} narrow", inner=d_ff, columns=c.d_model, skip=not whole)
 
 
 # Attention layers.
 
 
-def _attend(s: _Step, kind: str, *, hashed: bool) -> None:
-    """`Block.attend`: norm, projections, attention, output, dropout; `hashed`: its buckets are there."""
-    part, names = s.part("projections"), _projections(kind)
-    _norm(s, part, s.stream)
-    part.multiply(s.tokens, s.config.d_model, s.width, times=len(names))
-    part.make(**dict.fromkeys(names, s.heads))
-    if s.config.positions == "rotary":
-        # All but values are turned, half by half, by a cosine and a sine for each of a head's pairs.
-        part.make(angles=(len(names) - 1) * FLOAT * s.seq * s.config.head_width)
-        part.need(turned=(len(names) - 1) * s.heads, halves=s.heads)
-        part.release("angles")
+def _attend(s: _Step, branch: int, x: _Tensor, buckets: _Memory | None) -> tuple[_Tensor, _Memory | None]:
+    """`SharedQueryKeyAttention` and `StandardAttention`."""
+    c, kind = s.config, s.config.kind(branch // 2)
+    names = ["query", "value"] if kind in ("lsh", "full", "oracle") else ["query", "key", "value"]
+    project = partial(_linear, s, "projections", inner=c.d_model, columns=s.width)
+    *turned, v = (project(x, of=f"{branch} {name}") for name in names)
+    if c.positions == "rotary":
+        turned = [_rotate(s, x) for x in turned]
+    if kind == "lsh" and c.conventions == "transformers" and s.length <= c.chunk_length:
+        kind = "full"
     if kind == "lsh":
-        if not hashed:
-            _hash(s)
-        _lsh_attention(s)
-    elif kind == "local" or s.config.attention_dropout:
-        _softmax_attention(s, kind)
+        # As `LSHOptions.backend_on` the CPU.
+        tiled = c.backend != "reference" and not s.wraps and (s.strict or not s.same_bucket)
+        buckets = buckets or _hash(s)
+        out = (_tiled_attention if tiled else _lsh_attention)(s, turned[0], v)
+    elif kind == "local":
+        out = _local_attention(s, turned, v)
     else:
-        _flash_attention(s, kind)
-    part.multiply(s.tokens, s.width, s.config.d_model)
-    s.part("streams").make(branch=s.stream)
-    kept = _kept_projections(s, kind)
-    part.drop(*(name for name in names if name not in kept))
-    part.release("merged", *kept)
-    _release_normed(s, part)
-    _dropout(s, part, s.stream)
+        out = _full_attention(s, kind, turned, v)
+    return _linear(s, "projections", out, of=f"{branch} output", inner=s.width, columns=c.d_model), buckets
 
 
-def _attend_backward(s: _Step, kind: str) -> None:
-    part, gradients, names = s.part("projections"), s.part("gradients"), _projections(kind)
-    weight = FLOAT * s.config.d_model * s.width
-    _dropout_backward(s, part, s.stream)
-    part.multiply(s.tokens, s.width, s.config.d_model, times=2)
-    part.make(dmerged=s.heads)
-    gradients.make(output=weight)
-    if kind == "lsh":
-        _lsh_attention_backward(s)
-    elif kind == "local" or s.config.attention_dropout:
-        _softmax_attention_backward(s, kind)
-    else:
-        _flash_attention_backward(s, kind)
-    part.drop(*_kept_projections(s, kind))
-    if s.config.positions == "rotary":
-        part.drop("angles")
-    part.multiply(s.tokens, s.config.d_model, s.width, times=2 * len(names))
-    part.make(dnormed=s.stream)
-    part.need(by_another=s.stream)
-    gradients.make(projections=weight * len(names), norm=FLOAT * s.config.d_model * _norms(s.config))
-    part.drop(*(f"d{name}" for name in names))
-    _norm_backward(s, part, s.stream)
-    s.part("streams").make(gradient=s.stream)
+def _rotate(s: _Step, x: _Tensor) -> _Tensor:
+    """`rotate`, by a cosine and a sine for each of a head's pairs, half by half."""
+    angles = s.new("projections", FLOAT * s.length * s.config.head_width)
+    return s.op("projections", x, out=x.size, keeps=[angles], beside=(x.size, x.size))
 
 
-def _kept_projections(s: _Step, kind: str) -> list[str]:
-    """Projections that attention keeps; of the others it keeps copies in an order of its own."""
-    copied = kind in ("lsh", "local") or s.config.attention_dropout
-    return [name for name in _projections(kind) if name == "query_key" or not copied]
+def _merge_heads(s: _Step, x: _Tensor) -> _Tensor:
+    """A copy, of heads that do not lie beside each other in memory."""
+    return s.op("attend", x, out=s.heads, shares=True) if s.config.n_heads > 1 else replace(x, size=s.heads)
+
+
+def _unit_keys(s: _Step, qk: _Tensor) -> _Tensor:
+    """`unit_keys`: divided by a norm, then by a constant."""
+    unit = _by_mean_square(s, "attend", qk, width=s.config.head_width)
+    return s.op("attend", unit, out=qk.size)
 
 
 # Hashing.
 
 
-def _hash(s: _Step) -> None:
-    """`SharedQueryKeyAttention._hash`."""
-    part, (columns, bytes_a_slot) = s.part("hash"), _hash_family(s.config)
-    slots = s.tokens * s.config.n_heads * s.config.n_hashes
-    part.multiply(slots, s.config.head_width, columns)
-    part.need(vectors=2 * s.heads if s.config.hash_dropout else 0, ids=(bytes_a_slot + LONG) * slots)
-    part.make(buckets=INT * slots)
+def _hash(s: _Step) -> _Memory:
+    """`hash_into_buckets`, and its ids as integers."""
+    c, (columns, axes, bytes_a_slot) = s.config, _hash_family(s.config)
+    slots = s.batch * s.length * c.n_heads * c.n_hashes
+    s.tape.multiply("hash", 2 * slots * c.head_width * columns)
+    vectors = s.new("hash", 2 * s.heads if c.hash_dropout else 0)
+    at_once = COORDINATES // (slots // s.length * axes)
+    if at_once >= s.length or getattr(c.hashing, "data_rotation", False):
+        ids = s.new("hash", (bytes_a_slot + LONG) * slots)
+        del vectors, ids
+        return s.new("hash", INT * slots)
+    ids = s.new("hash", INT * slots)
+    s.new("hash", (bytes_a_slot + LONG) * slots * max(1, at_once) // s.length)
+    return ids
 
 
-def _hash_family(c: ReformerConfig) -> tuple[int, int]:
-    """Columns of the matrix that vectors are multiplied by, and bytes a token and round at the fullest.
+def _hash_family(c: ReformerConfig) -> tuple[int, int, int]:
+    """Columns that vectors are multiplied by, axes of the buckets, and bytes a token and round at the most.
 
     Raises:
         ValueError: a family that is not known here.
     """
-    name, count = type(c.hashing).__name__, c.bucket_count
-    factors = count if isinstance(count, tuple) else (count,)
-    axes = sum(factor // 2 for factor in factors)
-    bits = sum(factor.bit_length() - 1 for factor in factors)
-    # The largest and the smallest coordinate, where they are, and the ids that follow.
-    nearest = 2 * (FLOAT + LONG) + 2 * LONG
+    name, size = type(c.hashing).__name__, 1 << (c.head_width - 1).bit_length()
+    factors = c.bucket_count if isinstance(c.bucket_count, tuple) else (c.bucket_count,)
+    axes, bits = sum(factors) // 2, sum(factor.bit_length() - 1 for factor in factors)
     number = (BOOL + LONG) * bits
-    if name == "CrossPolytope":
-        return axes, FLOAT * axes + nearest
-    if name in ("Hyperplane", "OrthogonalHyperplane"):
-        return bits, number
-    if name == "Syndrome":
-        return bits, FLOAT * bits + number
-    if name == "BitSampling":
-        return 0, number
-    # A stage of a Hadamard transform has its input, the two halves of its output, and these together; beside
-    # it is what the transform began with.
-    if name == "Codeword":
-        return 0, (BOOL + 4 * FLOAT) * axes
-    if name == "HadamardCrossPolytope":
-        size = 1 << (c.head_width - 1).bit_length()
-        return 0, 4 * FLOAT * size * -(-axes // size)
-    if name == "Random":
-        return 0, 0
-    raise ValueError(f"hashing={c.hashing!r}: its cost is not known; add it to `_hash_family` in cost.py")
+    known = {
+        # The largest and the smallest coordinate, where they are, and the ids that follow.
+        "CrossPolytope": (axes, FLOAT * axes + 2 * (FLOAT + LONG) + 2 * LONG),
+        "Hyperplane": (bits, number),
+        "OrthogonalHyperplane": (bits, number),
+        "Syndrome": (bits, FLOAT * bits + number),
+        "BitSampling": (0, number),
+        # A stage of a Hadamard transform has its input, the two halves of its output, and these together;
+        # beside it is what the transform began with.
+        "Codeword": (0, (BOOL + 4 * FLOAT) * axes),
+        "HadamardCrossPolytope": (0, 4 * FLOAT * size * -(-axes // size)),
+        "Random": (0, 0),
+    }
+    if name not in known:
+        raise ValueError(f"hashing={c.hashing!r}: its cost is not known; add it to `_hash_family` in cost.py")
+    columns, bytes_a_slot = known[name]
+    return columns, axes, bytes_a_slot
 
 
-# LSH attention.
+# LSH attention, all rounds at once.
 
 
-def _lsh_attention(s: _Step) -> None:
-    """`reformer.attention.lsh.attend`."""
-    part, w, dim = s.part("attend"), s.windows("lsh"), s.config.head_width
-    part.make(order=2 * LONG * w.slots, buckets=LONG * w.slots)
-    _unit_keys(s, part)
-    # Queries and keys side by side, filled up, in the order of each round; then values.
-    part.make(joined=2 * s.heads)
-    part.make("joined", filled=2 * w.filled, rows=2 * w.rows)
-    part.drop("filled")
-    part.make(filled=w.filled, values=w.rows)
-    part.drop("filled")
-    _look_around(part, w, "window_keys")
-    part.multiply(w.slots, dim, w.window)
-    part.make(scores=w.scores)
-    _mask(s, w)
-    part.make(weights=w.scores)
-    _drop_weights(s, w)
-    _look_around(part, w, "window_values")
-    part.multiply(w.slots, w.window, dim)
-    part.make("scores", attended=w.rows)
-    part.release("window_values", "window_keys", "weights", "hidden", "own")
-    # Back in the order of the sequence, weighted, and added up over rounds.
-    part.make("attended", unsorted=w.rows)
-    part.need(weighted=w.rows, combined=w.rows // w.rounds)
-    part.need(combined=w.rows // w.rounds, out=s.heads)
-    part.drop("keys", "values", "buckets")
-    part.release("unsorted", "rows", "order")
-    part.make(out=s.heads)
-    s.part("projections").make(merged=s.heads)
-    part.drop("out")
+def _lsh_attention(s: _Step, qk: _Tensor, v: _Tensor) -> _Tensor:
+    """`_attend_at_once`, the reference backend."""
+    c, op, chunks = s.config, s.tape.op, -(-s.length // s.config.chunk_length)
+    views = min(c.n_chunks_before, chunks - 1) + 1 + min(s.after, chunks - 1)
+    if s.wraps:
+        views = min(c.n_chunks_before + 1 + s.after, chunks * c.n_hashes)
+    w = _Windows(s, length=c.chunk_length, rounds=c.n_hashes, views=views)
+    buckets, order = s.new("attend", LONG * w.slots), s.new("attend", 2 * LONG * w.slots)
+    keys = _unit_keys(s, qk)
+    # Queries and keys side by side, in the order of each round; then values.
+    rows = op("attend", qk, keys, out=2 * s.heads, shares=True)
+    rows = _sort_rows(s, rows, order)
+    values = _sort_rows(s, v, order)
+    out = _attend_chunks(s, w, rows, values)
+    out = op("attend", out, out=w.rows, keeps=[order])
+    # Rounds are weighted and added up.
+    mixing = s.new("attend", FLOAT * w.slots)
+    out = op("attend", out, out=w.rows, keeps=[out, mixing], beside=(0, w.rows))
+    out = op("attend", out, out=w.rows // c.n_hashes, shares=True)
+    out = op("attend", out, out=s.heads)
+    del buckets, keys, values, rows, mixing
+    return _merge_heads(s, out)
 
 
-def _lsh_attention_backward(s: _Step) -> None:
-    part, projections, w, dim = s.part("attend"), s.part("projections"), s.windows("lsh"), s.config.head_width
-    projections.drop("merged")
-    part.make(dout=s.heads)
-    projections.drop("dmerged")
-    part.make("dout", "unsorted", dunsorted=w.rows, dround_weights=w.rows)
-    part.drop("dround_weights")
-    part.make("dunsorted", dattended=w.rows)
-    part.multiply(w.slots, dim, w.window, times=2)
-    part.make("dattended", "window_values", dwindow_values=w.seen, dweights=w.scores)
-    _look_around_backward(part, w, "dwindow_values", "dvalues")
-    _drop_weights_backward(s, w)
+def _sort_rows(s: _Step, x: _Tensor, order: _Memory) -> _Tensor:
+    """Filled up to whole chunks, and copied into the order of every round."""
+    c = s.config
+    filled = x.size // s.length * -(-s.length // c.chunk_length) * c.chunk_length
+    x = s.op("attend", x, out=filled, shares=True) if filled > x.size else x
+    out = c.n_hashes * filled
+    return s.op("attend", x, out=out, keeps=[order], beside=(0, out))
+
+
+def _attend_chunks(s: _Step, w: _Windows, rows: _Tensor, values: _Tensor) -> _Tensor:
+    halves = s.tape.record([rows], [rows.memory] * 2, lambda gradients: [s.new("attend", 2 * w.rows)])
+    query, key = (replace(half, size=w.rows) for half in halves)
+    window_keys = _look_around(s, w, key)
+    scores = _matmul(s, w, query, window_keys, out=w.scores)
+    masks = _window_masks(s, w)
     # The gradient of a softmax takes each row's product of weights and their gradients.
-    part.multiply(w.slots, w.window, 1)
-    part.make("dweights", "weights", centred=w.scores, dscores=w.scores)
-    part.drop("centred")
-    # None for pairs that are hidden or oneself: a copy each.
-    part.need(masked=w.scores)
-    part.drop("own", "hidden")
-    part.multiply(w.slots, w.window, dim, times=2)
-    part.make("dscores", "window_keys", "rows", dwindow_keys=w.seen, dqueries=w.rows)
-    _look_around_backward(part, w, "dwindow_keys", "dkeys")
-    part.make("dqueries", "dkeys", drows=2 * w.rows)
-    part.make(unsorted=w.rows)
-    projections.make(dvalue=s.heads)
-    part.drop("unsorted", "dvalues")
-    part.make("drows", "order", unsorted=2 * w.rows, djoined=2 * s.heads)
-    part.drop("unsorted")
-    projections.make(dquery_key=s.heads)
-    _unit_keys_backward(s, part)
-    part.drop("djoined")
+    softmax = partial(s.op, "attend", beside=(0, w.scores), flops=(0, 2 * w.pairs))
+    weights = softmax(scores, out=w.scores, keeps=[masks], keeps_out=True)
+    weights = _dropout(s, "attend", weights, share=s.config.attention_dropout)
+    return _matmul(s, w, weights, _look_around(s, w, values), out=w.rows)
 
 
-def _mask(s: _Step, w: _Windows) -> None:
-    """`windows.window_masks`: which pairs are hidden, and which are a token with itself.
+def _matmul(s: _Step, w: _Windows, a: _Tensor, b: _Tensor, *, out: int) -> _Tensor:
+    """Queries by keys, or weights by values."""
+    return s.op("attend", a, b, out=out, keeps=[a, b], flops=w.product)
+
+
+def _look_around(s: _Step, w: _Windows, x: _Tensor) -> _Tensor:
+    """Other chunks are rolled to where they are seen, then all are joined."""
+    rolled = min(w.seen - w.rows, 2 * w.rows)
+    return s.op("attend", x, out=w.seen, beside=(w.seen - w.rows, rolled))
+
+
+def _window_masks(s: _Step, w: _Windows) -> _Memory:
+    """Which pairs are hidden, and which are a token with itself.
 
     They are compared by codes, an integer a slot; three of them are alive at once, one for all that is seen.
     """
-    part, c = s.part("attend"), s.config
-    same_bucket = (c.causal and c.causality != "published") or c.bucket_mask
-    if _strict(c):
+    if s.strict:
         # Differences of codes, compared with both ends of the band, the second comparison into the first.
         compared = INT + BOOL
-    elif not _wraps(c):
-        # Differences compared with both ends of a range, and both answers at once.
-        compared = LONG + 3 * BOOL
-    elif same_bucket or (c.duplicates == "count" and c.n_hashes > 1):
+    elif s.wraps and (s.same_bucket or s.counts):
         # Differences modulo the number of chunks, which takes three of them.
-        compared = 3 * LONG + (BOOL if same_bucket else 0)
+        compared = 3 * LONG + BOOL * s.same_bucket
     else:
-        compared = 2 * BOOL
-    part.make(hidden=BOOL * w.pairs, own=BOOL * w.pairs)
-    part.need(compared=compared * w.pairs, codes=(2 + w.views) * LONG * w.slots)
+        # Differences compared with both ends of a range, and both answers at once; or only positions.
+        compared = 2 * BOOL if s.wraps else LONG + 3 * BOOL
+    masks = s.new("attend", 2 * BOOL * w.pairs)
+    s.new("attend", compared * w.pairs + (2 + w.seen // w.rows) * LONG * w.slots)
+    return masks
 
 
-def _look_around(part: _Part, w: _Windows, name: str) -> None:
-    """`chunking.look_around`: other chunks are rolled to where they are seen, then all are joined."""
-    part.make(rolled=w.seen - w.rows, **{name: w.seen})
-    part.drop("rolled")
+# LSH attention, tile by tile.
 
 
-def _look_around_backward(part: _Part, w: _Windows, name: str, result: str) -> None:
-    part.make(name, rolled=min(w.views - 1, 2) * w.rows, **{result: w.rows})
-    part.drop("rolled")
+def _tiled_attention(s: _Step, qk: _Tensor, v: _Tensor) -> _Tensor:
+    """`reformer.kernels.flash`: kept are a log-sum-exp a token, and its place in the order of each round."""
+    c, dim, chunk = s.config, s.config.head_width, s.config.chunk_length
+    views = c.n_chunks_before + 1 + s.after
+    fits = max(1, ROWS // s.length)
+    row_step, head_step = (fits // c.n_heads, c.n_heads) if fits >= c.n_heads else (1, fits)
+    blocks = [
+        (min(row_step, s.batch - row), min(head_step, c.n_heads - head))
+        for row in range(0, s.batch, row_step)
+        for head in range(0, c.n_heads, head_step)
+    ]
+    # Between batch rows is a gap.
+    chunks = [rows * (heads * -(-s.length // chunk) + views - 1) - (views - 1) for rows, heads in blocks]
+    product = 2 * sum(chunks) * c.n_hashes * chunk**2 * views * dim
+    # Of the first block, the largest: tokens, slots, and rows around them; of a group, and its pairs.
+    tokens, slots, around = prod(blocks[0]) * s.length, chunks[0] * chunk, (chunks[0] + views - 1) * chunk
+    group = min(chunks[0], max(1, PAIRS // (chunk**2 * views)))
+    group_slots, group_rows, pairs = group * chunk, (group + views - 1) * chunk, group * chunk**2 * views
+    # By slot, of this round and the last: tokens, rows of queries and values, codes; and all earlier codes.
+    earlier = (c.n_hashes - 1) * s.counts
+    order = LONG * (tokens + slots + 2 * around) + FLOAT * 2 * around
+    orders = min(2, c.n_hashes) * order + FLOAT * earlier * (tokens + around) + 3 * LONG * tokens
+    # Queries, keys, values; scores, and differences of codes.
+    both = 3 * group_rows * dim + pairs * (1 + (s.strict or earlier > 0))
+    # Factors of dropout are there for a moment, before memory that a second group finds there already.
+    dropped = pairs * (c.attention_dropout > 0)
+    several = len(blocks) > 1 or c.n_hashes > 1 or group < chunks[0]
+    together: Callable[[list[int]], int] = sum if several else max
+    # Results by slot, twice; then of a group, and by token.
+    forward = both + 2 * slots * dim + slots + together([dropped, (group_slots + tokens) * dim])
+    # Gradients of pairs, windows and outputs; by slot and token, of queries and values; outputs by token.
+    # Then gradients of keys and a product with them, of queries, and what is added by token.
+    backward = both + dropped + pairs + pairs // chunk * dim + (group_slots + 2 * around + 3 * tokens) * dim
+    backward += together([dropped, (2 * group_rows + group_slots + tokens) * dim])
+    kept = s.new("attend", (FLOAT + INT * c.n_hashes) * s.numbers // FLOAT * c.n_heads)
+    beside = FLOAT * forward + orders, FLOAT * backward + orders
+    return _fused(s, qk, v, keeps=[kept], product=product, beside=beside)
 
 
-def _unit_keys(s: _Step, part: _Part) -> None:
-    """`projection.unit_keys`: divided by a norm, then by a constant."""
-    part.make(keys=s.heads)
-    part.need(divided=s.heads)
-
-
-def _unit_keys_backward(s: _Step, part: _Part) -> None:
-    """By the value itself, and through the mean square."""
-    part.need(by_value=s.heads, by_mean=2 * s.heads)
-
-
-def _drop_weights(s: _Step, w: _Windows) -> None:
-    """Dropout of attention weights: a factor for each is kept, and what is left of it."""
-    if s.config.attention_dropout:
-        s.part("attend").make(factors=w.scores, dropped=w.scores)
-        s.part("attend").release("factors", "dropped")
-
-
-def _drop_weights_backward(s: _Step, w: _Windows) -> None:
-    part = s.part("attend")
-    if s.config.attention_dropout:
-        part.drop("dropped")
-        part.need(masked=w.scores)
-        part.drop("factors")
+def _fused(
+    s: _Step, *inputs: _Tensor, keeps: Sequence[_Memory], product: int, beside: tuple[int, int]
+) -> _Tensor:
+    """Attention by a kernel that computes scores twice: in all two products forward and five backward."""
+    keeps, flops = [*(x.memory for x in inputs), *keeps], (2 * product, 5 * product)
+    return s.op("attend", *inputs, out=s.heads, keeps=keeps, keeps_out=True, beside=beside, flops=flops)
 
 
 # Local and dense attention.
 
 
-def _softmax_attention(s: _Step, kind: str) -> None:
-    """`scaled_dot_product_attention` where no kernel serves: of chunks, or with dropout."""
-    part, w, dim = s.part("attend"), s.windows(kind), s.config.head_width
-    if kind == "local":
-        # Distances of positions, and what they add to scores.
-        part.make(bias=(LONG + FLOAT) * w.chunks * w.length * w.window)
-        _look_around(part, w, "unscaled")
-        _look_around(part, w, "values")
+def _local_attention(s: _Step, turned: Sequence[_Tensor], v: _Tensor) -> _Tensor:
+    """`local_attention`."""
+    c, length = s.config, s.config.local_chunk_length or s.config.chunk_length
+    chunks, before, after = -(-s.length // length), c.local_n_chunks_before, c.local_n_chunks_after
+    after = int(not c.causal) if after is None else after
+    if c.conventions == "own" or chunks == 1:
+        before, after = min(before, chunks - 1), min(after, chunks - 1)
+    w = _Windows(s, length=length, views=before + 1 + after)
+    # Distances of positions, and what they add to scores.
+    bias = s.new("attend", (LONG + FLOAT) * w.pairs // (s.batch * c.n_heads))
+    q, k = turned
+    k, v = _look_around(s, w, k), _look_around(s, w, v)
+    out = _softmax_attention(s, w, q, k, v, share=c.local_dropout)
+    del bias
+    return _merge_heads(s, out)
+
+
+def _full_attention(s: _Step, kind: str, turned: Sequence[_Tensor], v: _Tensor) -> _Tensor:
+    """`full_attention`, `full_standard_attention` and `oracle_attention`."""
+    c, w = s.config, _Windows(s, length=s.length)
+    # What is added to scores: of every row, where padding is hidden.
+    made = kind != "full_standard"
+    square = s.length**2 * (s.batch if s.length > s.seq else made or (c.causal and c.attention_dropout > 0))
+    bias = [s.new("attend", FLOAT * square)]
+    s.new("attend", (FLOAT * made + 2 * BOOL) * square)
+    q, k = turned if len(turned) > 1 else (turned[0], _unit_keys(s, turned[0]))
+    if kind == "oracle":
+        bias = _nearest_alone(s, w, bias[0])
+    if c.attention_dropout:
+        out = _softmax_attention(s, w, q, k, v, share=c.attention_dropout)
     else:
-        _bias(s, kind)
-        part.make(unscaled=s.heads, values=s.heads)
-    part.make(copied=w.rows, queries=w.rows, window_keys=w.seen)
-    part.multiply(w.slots, dim, w.window)
-    part.make(scores=w.scores)
-    part.release("queries", "window_keys")
-    part.make(weights=w.scores)
-    part.need(unseen=BOOL * w.pairs)
-    part.drop("scores")
-    _drop_weights(s, w)
-    part.multiply(w.slots, w.window, dim)
-    part.make("bias", "unscaled", "copied", out=w.rows)
-    if _shares(kind):
-        part.drop("keys")
-    if kind == "oracle":
-        part.drop("others")
-    part.release("weights", "values")
-    s.part("projections").make(merged=s.heads)
-    part.drop("out")
+        out = _flash_attention(s, w, q, k, v, bias=bias[0])
+    del bias, k
+    return _merge_heads(s, out) if c.attention_dropout or c.positions == "rotary" else out
 
 
-def _softmax_attention_backward(s: _Step, kind: str) -> None:
-    part, projections, w, dim = s.part("attend"), s.part("projections"), s.windows(kind), s.config.head_width
-    projections.drop("merged")
-    part.make(dout=w.rows)
-    projections.drop("dmerged")
-    part.multiply(w.slots, dim, w.window, times=2)
-    part.make("dout", "values", dwindow_values=w.seen, dweights=w.scores)
-    _drop_weights_backward(s, w)
-    part.make("dweights", "weights", dscores=w.scores)
-    part.multiply(w.slots, w.window, dim, times=2)
-    part.make("dscores", "window_keys", "queries", dwindow_keys=w.seen, dqueries=w.rows)
-    part.need(scaled=w.seen)
-    _look_around_backward(part, w, "dwindow_keys", "dkeys")
-    _look_around_backward(part, w, "dwindow_values", "dvalues")
-    part.drop("dqueries", "dkeys", "dvalues")
-    projections.make(**{f"d{name}": s.heads for name in _projections(kind)})
-    if _shares(kind):
-        _unit_keys_backward(s, part)
+def _softmax_attention(s: _Step, w: _Windows, q: _Tensor, k: _Tensor, v: _Tensor, *, share: float) -> _Tensor:
+    """`scaled_dot_product_attention` where no kernel serves: of chunks, or with dropout."""
+    op, local = s.tape.op, w.pairs < w.slots * s.length
+    scaled_q, scaled_k = op("attend", q, out=w.rows), op("attend", k, out=w.seen)
+    # What lies head beside head is copied; windows do not, nor what was rotated.
+    copied = s.config.n_heads > 1, s.config.n_heads > 1 and s.config.positions != "rotary"
+    copies = (copied[1], scaled_q), (copied[1] and not local, scaled_k), (copied[0] and not local, v)
+    queries, keys, values = (op("attend", x, out=x.size, shares=True) if copy else x for copy, x in copies)
+    scores = _matmul(s, w, queries, keys, out=w.scores)
+    del queries, keys
+    weights = op("attend", scores, out=w.scores, keeps_out=True, beside=(BOOL * w.pairs, 0))
+    del scores
+    weights = _dropout(s, "attend", weights, share=share)
+    return _matmul(s, w, weights, values, out=w.rows)
 
 
-def _flash_attention(s: _Step, kind: str) -> None:
-    """`scaled_dot_product_attention` by torch's kernel for the CPU, which holds a block of pairs a thread."""
-    part, w = s.part("attend"), s.windows(kind)
-    if _shares(kind):
-        _bias(s, kind)
-    part.multiply(w.slots, s.config.head_width, w.window, times=2)
-    s.part("projections").make(merged=s.heads)
-    part.need(scratch=_scratch(s))
-    if s.config.positions == "rotary":
-        # What was turned is laid out head by head, and so is what comes out: `merged` is a copy of it.
-        part.make(out=s.heads)
-        part.release("out")
-    if _shares(kind):
-        part.release("bias", "keys")
-    if kind == "oracle":
-        part.drop("others")
-
-
-def _flash_attention_backward(s: _Step, kind: str) -> None:
-    part, projections, w = s.part("attend"), s.part("projections"), s.windows(kind)
-    # The scores again, and the gradients of values, weights, queries and keys.
-    part.multiply(w.slots, s.config.head_width, w.window, times=5)
-    part.make(scratch=2 * _scratch(s), dquery=s.heads, dkey=s.heads, dvalue=s.heads)
-    part.drop("scratch")
-    projections.drop("merged", "dmerged")
-    if s.config.positions == "rotary":
-        part.drop("out")
-    if _shares(kind):
-        part.drop("bias", "keys")
-        _unit_keys_backward(s, part)
-    part.drop("dquery", "dkey", "dvalue")
-    projections.make(**{f"d{name}": s.heads for name in _projections(kind)})
-
-
-def _bias(s: _Step, kind: str) -> None:
-    """What is added to the scores of dense attention; if queries and keys are shared, keys of unit length."""
-    part, square = s.part("attend"), s.seq**2
-    part.make(bias=FLOAT * square)
-    if _shares(kind):
-        part.need(unmasked=FLOAT * square, masks=2 * BOOL * square)
-        _unit_keys(s, part)
-    if kind == "oracle":
-        _hide_all_but_the_largest(s)
-
-
-def _hide_all_but_the_largest(s: _Step) -> None:
-    """`oracle.nearest_alone`: of the scores that may be seen, those below the last one shown are hidden."""
-    part, w, c, square = s.part("attend"), s.windows("oracle"), s.config, s.seq**2
-    n_chunks = c.n_chunks_before + _after(c, c.n_chunks_after)
-    shown = w.slots * min(s.seq, c.n_hashes * n_chunks * c.chunk_length)
-    part.multiply(w.slots, c.head_width, w.window)
-    # Next to the bias of all heads, that of a token with itself.
-    part.drop("bias")
-    part.make(shared_bias=2 * FLOAT * square, own=BOOL * square, scores=w.scores)
-    part.make("scores", visible=w.scores)
-    part.make(largest=FLOAT * shown)
-    part.need(places=LONG * shown)
-    part.make(below=BOOL * w.pairs, others=w.scores)
-    part.drop("below", "largest", "visible")
-    part.make("shared_bias", "own", bias=w.scores)
-
-
-def _scratch(s: _Step) -> int:
-    """Bytes of the blocks of scores that threads work on.
+def _flash_attention(s: _Step, w: _Windows, q: _Tensor, k: _Tensor, v: _Tensor, *, bias: _Memory) -> _Tensor:
+    """`scaled_dot_product_attention` by torch's kernel for the CPU, which holds a block of pairs a thread.
 
     Source: the block sizes in `FlashAttentionKernel.cpp` of torch 2.13.
     """
-    queries = 256 if s.seq >= 768 else 64 if s.seq >= 192 else 32
-    return FLOAT * s.threads * min(queries, s.seq) * min(512, s.seq)
+    queries = 256 if s.length >= 768 else 64 if s.length >= 192 else 32
+    scratch = FLOAT * s.threads * min(queries, s.length) * min(512, s.length)
+    keeps = [bias, s.new("attend", s.numbers * s.config.n_heads)]
+    return _fused(s, q, k, v, keeps=keeps, product=w.product[0], beside=(scratch, 2 * scratch))
+
+
+def _nearest_alone(s: _Step, w: _Windows, shared: _Memory) -> list[_Memory]:
+    """`nearest_alone`: of the scores that may be seen, those below the last one shown are hidden."""
+    c, attend = s.config, partial(s.new, "attend")
+    shown = w.slots * min(s.length, c.n_hashes * (c.n_chunks_before + s.after) * c.chunk_length)
+    s.tape.multiply("attend", w.product[0])
+    # Next to the bias of all heads, that of a token with itself.
+    own = attend((FLOAT + BOOL) * shared.size // FLOAT)
+    logits = attend(w.scores)
+    logits = attend(w.scores)
+    largest = attend(FLOAT * shown)
+    attend(LONG * shown)
+    below, others = attend(BOOL * w.pairs), attend(w.scores)
+    del below, largest, logits
+    bias = attend(w.scores)
+    del own
+    return [bias, others]
 
 
 # The paper's tables.
@@ -1093,6 +953,16 @@ class Symbols:
     n_l: int = 1
     d_model: int = 1
     d_ff: int = 1
+
+    @property
+    def dense(self) -> int:
+        """Pairs of tokens."""
+        return self.b * self.n_h * self.l**2
+
+    @property
+    def hashed(self) -> int:
+        """What the tables have for pairs of LSH attention: b·n_h·n_r·l·c with c = (4l/n_c)²."""
+        return self.b * self.n_h * self.n_r * self.l * (4 * self.l // self.n_c) ** 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -1128,15 +998,13 @@ def attention_complexity(kind: str, p: Symbols) -> Complexity:
 
     Source: Kitaev, Kaiser, Levskaya 2020, §2, table 1.
     """
-    rows, dense = p.b * p.n_h * p.l * p.d_k, p.b * p.n_h * p.l**2
-    hashed = p.b * p.n_h * p.n_r * p.l * (4 * p.l // p.n_c) ** 2
-    pairs = p.b * p.n_h * p.n_r * p.l * min(2, p.n_c) * (p.l // p.n_c)
-    table = {
-        "scaled_dot_product": Complexity(memory=max(rows, dense), time=max(rows, dense), pairs=dense),
-        "memory_efficient": Complexity(memory=max(rows, dense), time=max(rows, dense), pairs=dense),
-        "lsh": Complexity(memory=max(rows, hashed), time=max(rows, hashed), pairs=pairs),
-    }
-    return _row(table, kind)
+    hashed = p.b * p.n_h * p.n_r * p.l * min(2, p.n_c) * (p.l // p.n_c)
+    dense = p.dense, p.dense
+    table = {"scaled_dot_product": dense, "memory_efficient": dense, "lsh": (p.hashed, hashed)}
+    _check_row(kind, table)
+    printed, pairs = table[kind]
+    printed = max(p.b * p.n_h * p.l * p.d_k, printed)
+    return Complexity(memory=printed, time=printed, pairs=pairs)
 
 
 def transformer_complexity(variant: str, p: Symbols) -> Complexity:
@@ -1154,22 +1022,20 @@ def transformer_complexity(variant: str, p: Symbols) -> Complexity:
 
     Source: Kitaev, Kaiser, Levskaya 2020, §3, table 3.
     """
-    c = (4 * p.l // p.n_c) ** 2
-    wide, narrow = p.b * p.l * p.d_ff, p.b * p.l * p.d_model
-    dense, hashed = p.b * p.n_h * p.l**2, p.b * p.n_h * p.n_r * p.l * c
-    printed = {
-        "transformer": (max(wide, dense) * p.n_l, (wide + dense) * p.n_l),
-        "reversible": (max(wide, dense), (p.n_h * wide + dense) * p.n_l),
-        "chunked_reversible": (max(narrow, dense), (p.n_h * wide + dense) * p.n_l),
-        "lsh": (max(wide, hashed) * p.n_l, (wide + hashed) * p.n_l),
-        "reformer": (max(narrow, hashed), (wide + hashed) * p.n_l),
+    wide, narrow, dense, hashed = p.b * p.l * p.d_ff, p.b * p.l * p.d_model, p.dense, p.hashed
+    table = {
+        "transformer": (max(wide, dense) * p.n_l, wide + dense),
+        "reversible": (max(wide, dense), p.n_h * wide + dense),
+        "chunked_reversible": (max(narrow, dense), p.n_h * wide + dense),
+        "lsh": (max(wide, hashed) * p.n_l, wide + hashed),
+        "reformer": (max(narrow, hashed), wide + hashed),
     }
-    memory, time = _row(printed, variant)
+    _check_row(variant, table)
+    memory, time = table[variant]
     kind = "lsh" if variant in ("lsh", "reformer") else "scaled_dot_product"
-    return Complexity(memory=memory, time=time, pairs=attention_complexity(kind, p).pairs * p.n_l)
+    return Complexity(memory=memory, time=time * p.n_l, pairs=attention_complexity(kind, p).pairs * p.n_l)
 
 
-def _row(table: Mapping[str, _Row], name: str) -> _Row:
+def _check_row(name: str, table: Mapping[str, object]) -> None:
     if name not in table:
         raise ValueError(f"{name!r} is no row of the table: use one of {', '.join(table)}")
-    return table[name]

@@ -1,16 +1,21 @@
 import doctest
 import gc
+import importlib.util
 import json
+import random
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
+import reformer
 from harness.probes import Counter, CpuAllocator
 from harness.probes.memory import held_bytes
 from reformer import (
@@ -18,6 +23,7 @@ from reformer import (
     Codeword,
     CrossPolytope,
     HadamardCrossPolytope,
+    HashFamily,
     Hyperplane,
     OrthogonalHyperplane,
     Random,
@@ -25,10 +31,27 @@ from reformer import (
     ReformerLM,
     ReformerMaskedLM,
     Syndrome,
-    cost,
 )
-from reformer.cost import StepCost, Symbols, attention_complexity, step_cost, transformer_complexity
+from reformer.attention import options
+from reformer.kernels import flash
 from tests.reformer.helpers import integers
+
+
+def unwrapped() -> Any:
+    """The module as users import it: checks of shapes hold on to arguments, and so to sizes, to the end."""
+    spec = importlib.util.spec_from_file_location(
+        "unwrapped_cost", Path(reformer.__file__).with_name("cost.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules["unwrapped_cost"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+cost = unwrapped()
+step_cost, Symbols = cost.step_cost, cost.Symbols
+attention_complexity, transformer_complexity = cost.attention_complexity, cost.transformer_complexity
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -106,11 +129,41 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "both sides": {"causal": False, "layers": ("lsh", "local", "full"), "n_layers": 3},
     "both sides, own bucket": {"causal": False, "bucket_mask": True, "seams": "reference"},
+    "local dropout alone": {"local_attention_dropout": 0.1, "layers": ("local", "lsh")},
+    "dropout in blocks": {
+        "dropout": 0.1,
+        "ff_chunk_length": 16,
+        "loss_chunk_length": 16,
+        "residual": "plain",
+    },
+    "hashed in blocks": {"seq": 1024, "max_length": 1024, "n_hashes": 8, "n_buckets": 512, "n_layers": 1},
+    "one head": {"n_heads": 1, "layers": ("lsh", "local", "full"), "seq": 250, "positions": "rotary"},
+    "transformers": {
+        "conventions": "transformers",
+        "layers": ("lsh", "local"),
+        "local_chunk_length": 24,
+        "seq": 250,
+        "duplicates": "sum",
+    },
+    "transformers, one chunk": {"conventions": "transformers", "seq": 30, "layers": ("lsh", "local")},
+    "tiled": {"backend": "auto"},
+    "tiled, plain": {"backend": "auto", "residual": "plain", "attention_dropout": 0.1, "seq": 250},
+    "tiled, published": {"backend": "auto", "causality": "published", "n_hashes": 4, "chunk_length": 16},
+    "tiled, both sides": {"backend": "flash", "causal": False, "duplicates": "sum", "positions": "rotary"},
+    "tiled, many blocks": {"backend": "auto", "seq": 2048, "max_length": 2048, "batch": 3, "n_layers": 1},
+    "tiled, many groups": {
+        "backend": "auto",
+        "seq": 8192,
+        "max_length": 8192,
+        "batch": 1,
+        "chunk_length": 64,
+    },
+    "tiled, it cannot": {"backend": "auto", "causality": "bucket"},
     "adam": {"optimizer": "adam", "d_ff": 8192, "seq": 32, "layers": STANDARD},
     "sgd": {"optimizer": "sgd", "d_ff": 8192, "seq": 32, "layers": STANDARD},
 }
 
-for family, n_buckets in {
+FAMILIES: dict[HashFamily, int] = {
     CrossPolytope(): 512,
     CrossPolytope(data_rotation=True): 512,
     HadamardCrossPolytope(): 512,
@@ -120,7 +173,8 @@ for family, n_buckets in {
     Syndrome(): 2**16,
     Codeword(): 32,
     Random(): 512,
-}.items():
+}
+for family, n_buckets in FAMILIES.items():
     CASES[repr(family)] = {
         "hashing": family,
         "causality": "published",
@@ -130,6 +184,63 @@ for family, n_buckets in {
         "d_ff": 32,
         "n_layers": 1,
     }
+
+
+def drawn(seed: int, backend: str) -> dict[str, Any]:
+    """Settings at random, of those that a model can have."""
+    draw = random.Random(seed)
+    choice = draw.choice
+    while True:
+        kinds = [choice(["lsh", "lsh", "local", "full", "full_standard", "oracle"]) for _ in range(3)]
+        settings: dict[str, Any] = {
+            "backend": backend,
+            "batch": draw.randint(1, 4),
+            "seq": draw.randint(20, 500),
+            "optimizer": choice(["adamw", "adam", "sgd"]),
+            "vocab_size": draw.randint(10, 600),
+            "d_model": choice([24, 48, 66, 96, 128]),
+            "d_head": choice([None, None, 8, 20, 32]),
+            "d_ff": choice([None, 40, 300]),
+            "n_heads": choice([1, 2, 3, 6]),
+            "n_layers": draw.randint(1, 4),
+            "layers": tuple(kinds[: draw.randint(1, 3)]),
+            "causal": draw.random() < 0.7,
+            "n_hashes": draw.randint(1, 5),
+            "n_buckets": choice([None, None, 16, (4, 8)]),
+            "chunk_length": choice([4, 8, 17, 32, 64]),
+            "n_chunks_before": draw.randint(1, 3),
+            "n_chunks_after": choice([None, None, 0, 1, 2]),
+            "causality": choice(["strict", "strict", "published", "bucket"]),
+            "duplicates": choice(["count", "sum"]),
+            "seams": choice(["masked", "masked", "reference"]),
+            "logit_scale": choice(["trax", "sqrt_d"]),
+            "bucket_mask": choice([None, None, None, True]),
+            "hashing": choice(list(FAMILIES)),
+            "hash_dropout": choice([0.0, 0.0, 0.1]),
+            "local_chunk_length": choice([None, 10, 50]),
+            "local_n_chunks_before": draw.randint(0, 2),
+            "local_n_chunks_after": choice([None, 0, 1]),
+            "residual": choice(["plain", "checkpoint", "reversible", "reversible_exact"]),
+            "positions": choice(["learned", "axial", "sinusoidal", "rotary"]),
+            "norm": choice(["layer_norm", "rms_norm"]),
+            "activation": choice(["gelu", "relu", "swiglu", "geglu"]),
+            "dropout": choice([0.0, 0.0, 0.1]),
+            "attention_dropout": choice([0.0, 0.0, 0.1]),
+            "local_attention_dropout": choice([None, None, 0.0, 0.2]),
+            "ff_chunk_length": choice([None, None, 16, 100]),
+            "loss_chunk_length": choice([None, None, 16, 100]),
+            "tie_weights": choice([False, True]),
+            "merge": choice(["concat", "mean"]),
+            "conventions": choice(["own"] * 6 + ["transformers"]),
+        }
+        with suppress(ValueError):
+            Case.of(**settings)
+            return settings
+
+
+#: Configs at random, as many as there is time for.
+DRAWN = {f"{backend} {seed}": (seed, backend) for backend in ("reference", "auto") for seed in range(8)}
+MANY = {f"{backend} {seed}": (seed, backend) for backend in ("reference", "auto") for seed in range(8, 48)}
 
 
 @dataclass(frozen=True)
@@ -147,7 +258,7 @@ class Case:
         work = {name: given.pop(name) for name in ("batch", "seq", "optimizer")}
         return Case(ReformerConfig(**given), **work)
 
-    def cost(self) -> StepCost:
+    def cost(self) -> Any:
         return step_cost(
             self.config,
             batch=self.batch,
@@ -198,27 +309,39 @@ def measured(case: Case) -> Measured:
     return Measured(flops, int(saved.values[0]), {str(peak.phase): int(peak.values[0]) for peak in peaks})
 
 
-def measure() -> None:
-    """Print what every case costs."""
+def measure(names: Sequence[str]) -> None:
+    """Print what these cases cost."""
     torch.set_num_threads(1)
+    # A product that is added in place is a product.
+    register_flop_formula(torch.ops.aten.baddbmm_)(
+        lambda shape, a, b, *_, **__: 2 * a[0] * a[1] * a[2] * b[2]
+    )
     gc.collect()
     # The probes collect garbage around each phase: what is there now is none.
     gc.freeze()
-    print(json.dumps({name: asdict(measured(Case.of(**settings))) for name, settings in CASES.items()}))
+    print(json.dumps({name: asdict(measured(named(name))) for name in names}))
+
+
+def named(name: str) -> "Case":
+    return Case.of(**(CASES[name] if name in CASES else drawn(*(DRAWN | MANY)[name])))
+
+
+def measured_apart(names: Sequence[str]) -> dict[str, Measured]:
+    """From a process of its own, since the checks of shapes hold on to arguments for the length of a call."""
+    result = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import measure; measure({list(names)!r})"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert result.returncode == 0, result.stderr
+    return {name: Measured(**values) for name, values in json.loads(result.stdout.splitlines()[-1]).items()}
 
 
 @pytest.fixture(scope="module")
 def measurements() -> dict[str, Measured]:
-    """From a process of its own, since the checks of shapes hold on to arguments for the length of a call."""
-    result = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import measure; measure()"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr
-    return {name: Measured(**values) for name, values in json.loads(result.stdout.splitlines()[-1]).items()}
+    return measured_apart([*CASES, *DRAWN])
 
 
 def held(by_part: Mapping[str, int]) -> int:
@@ -245,6 +368,31 @@ def test_bytes_are_within_a_twentieth_of_what_is_allocated(
     assert ours.peak_bytes == pytest.approx(max(allocated.peaks.values()), rel=0.05)
     for phase, peak in allocated.peaks.items():
         assert held(ours.peaks[phase]) == pytest.approx(peak, rel=0.1), phase
+
+
+def assert_as_measured(case: Case, found: Measured) -> None:
+    """Operations are those that are counted, bytes within a tenth of those that are allocated."""
+    ours = case.cost()
+    again = ours.flops_by_phase.get("recompute", 0)
+    assert ours.flops_by_phase["forward"] == found.flops["forward"]
+    assert ours.flops_by_phase["backward"] + again == found.flops["backward"]
+    assert ours.saved_bytes == pytest.approx(found.saved_bytes, rel=0.1)
+    assert {phase: held(peak) for phase, peak in ours.peaks.items()} == pytest.approx(found.peaks, rel=0.1)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_configs_at_random_cost_what_is_measured(measurements: dict[str, Measured], name: str) -> None:
+    assert_as_measured(named(name), measurements[name])
+
+
+@pytest.mark.slow
+def test_many_configs_at_random_cost_what_is_measured() -> None:
+    for name, found in measured_apart(list(MANY)).items():
+        assert_as_measured(named(name), found)
+
+
+def test_blocks_of_the_tiled_path_and_of_hashing_are_those_of_their_modules() -> None:
+    assert (cost.PAIRS, cost.ROWS, cost.COORDINATES) == (flash.PAIRS, flash.ROWS, options._COORDINATES)
 
 
 @pytest.mark.parametrize("name", ["lsh", "mixed", "tied", "no batch", "gated", "relu"])
@@ -275,7 +423,7 @@ vocab_size max_length d_model feed_forward_width n_heads head_width joined_width
 n_hashes bucket_count chunk_length n_chunks_before n_chunks_after causality duplicates seams
 bucket_mask hash_dropout local_chunk_length local_n_chunks_before local_n_chunks_after residual
 positions axial_grid axial_split norm activation dropout attention_dropout ff_chunk_length
-loss_chunk_length tie_weights
+loss_chunk_length tie_weights backend local_dropout conventions shortest_chunk length_multiple
 """
 
 
@@ -344,7 +492,7 @@ def test_feed_forward_blocks_bound_what_is_wide() -> None:
 
 
 def test_a_million_tokens_fit_where_the_last_streams_alone_are_kept() -> None:
-    def of(residual: str) -> StepCost:
+    def of(residual: str, backend: str = "auto") -> Any:
         config = ReformerConfig(
             vocab_size=256,
             max_length=2**20,
@@ -355,6 +503,7 @@ def test_a_million_tokens_fit_where_the_last_streams_alone_are_kept() -> None:
             ff_chunk_length=4096,
             loss_chunk_length=4096,
             residual=residual,
+            backend=backend,
         )
         return step_cost(config, batch=1, seq=2**20)
 
@@ -362,8 +511,11 @@ def test_a_million_tokens_fit_where_the_last_streams_alone_are_kept() -> None:
     stream, buckets = 4 * 2**20 * 256, 4 * 4 * 2**20
     # Both streams, both of them joined, and of each layer the buckets.
     assert reversible.saved_bytes == 4 * stream + 6 * buckets
-    assert plain.saved_bytes > 20 * reversible.saved_bytes
-    assert reversible.peak_bytes < 28 * 2**30 < 100 * 2**30 < plain.peak_bytes
+    assert plain.saved_bytes > 10 * reversible.saved_bytes
+    assert reversible.peak_bytes < 19 * 2**30 < 48 * 2**30 < plain.peak_bytes
+    at_once = of("plain", "reference")
+    assert at_once.saved_bytes > 20 * reversible.saved_bytes
+    assert at_once.peak_bytes > 100 * 2**30
     assert 1.2 < reversible.flops / plain.flops < 1.4
 
 
