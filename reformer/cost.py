@@ -7,9 +7,9 @@ left after forward is what backward needs; the most that is ever held is the pea
 beside them: masks of a row, single numbers.
 
 It is a step in float32 on the CPU, by the tiled path where that can: the compiled kernel keeps as much for
-backward, and needs less beside it. And it is not the first, in which an optimizer makes its states. Nothing but
-the standard library is imported: a config is read by attribute. Checks of types that wrap every function hold on
-to its arguments, and so to sizes, until it returns: under them peaks come out too large.
+backward, and needs less beside it. And it is not the first, in which an optimizer makes its states. Nothing
+but the standard library is imported: a config is read by attribute. Checks of types that wrap every function
+hold on to its arguments, and so to sizes, until it returns: under them peaks come out too large.
 """
 
 from __future__ import annotations
