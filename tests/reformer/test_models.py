@@ -226,6 +226,20 @@ def test_tokens_at_padding_move_no_real_logit_and_padding_behind_is_as_if_absent
     assert_all_close([model(tokens, padding_mask=behind)[:, :19]], [short], tolerance=1e-12)
 
 
+@pytest.mark.parametrize("causality", ["bucket", "published"])
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_nor_do_tokens_at_padding_where_rotations_are_made_of_the_tokens(
+    causality: str, residual: str
+) -> None:
+    settings: dict[str, Any] = {"causality": causality, "residual": residual, "n_buckets": 16}
+    model = small_model(hashing=CrossPolytope(data_rotation=True), hash_dropout=0.2, **settings)
+    real = normal(BATCH, SEQ, seed=5) > -0.5
+    start = copy.deepcopy(model)
+    logits = model(small_tokens(), padding_mask=real)
+    changed = start(torch.where(real, small_tokens(), small_tokens(seed=9)), padding_mask=real)
+    assert_all_close([changed[real]], [logits[real]], tolerance=1e-12)
+
+
 @pytest.mark.parametrize("layers", [("lsh",), ("local",), ("full",)], ids=str)
 def test_a_padding_mask_of_numbers_is_a_value_error(layers: tuple[str, ...], unchecked: None) -> None:
     model = small_model(layers=layers)
