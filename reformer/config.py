@@ -200,6 +200,20 @@ class ReformerConfig:
         """Up to this length transformers pads nothing."""
         return min(self._chunk_lengths)
 
+    def padded_length(self, seq: int) -> int:
+        """Tokens that a sequence has once it is padded as the conventions ask."""
+        if self.conventions == "own" or seq <= self.shortest_chunk:
+            return seq
+        return seq + -seq % self.length_multiple
+
+    @property
+    def longest_input(self) -> int:
+        """The longest sequence that padding leaves within `max_length`."""
+        if self.conventions == "own":
+            return self.max_length
+        whole = self.max_length // self.length_multiple * self.length_multiple
+        return max(whole, min(self.shortest_chunk, self.max_length))
+
     @property
     def _chunk_lengths(self) -> list[int]:
         lengths = {"lsh": self.chunk_length, "local": self.local_chunk_length or self.chunk_length}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from reformer.attention.decode_cache import Caches, row_ends
 from reformer.attention.modules import AttentionCall, SharedQueryKeyAttention
 from reformer.attention.options import at_least, check_padding_mask
+from reformer.config import ReformerConfig
 from reformer.heads import LanguageModelHead
 from reformer.sampling import Sampling
 from reformer.trunk import Trunk
@@ -169,7 +170,7 @@ def start_decode(
     at_least("max_new_tokens", max_new_tokens, 1)
     ends = _check_prompt(tokens, padding_mask=padding_mask)
     longest = int(ends.max()) if len(ends) else tokens.shape[1]
-    _check_length(longest, max_new_tokens=max_new_tokens, max_length=trunk.config.max_length)
+    _check_length(longest, max_new_tokens=max_new_tokens, config=trunk.config)
     tokens = tokens[:, :longest]
     if padding_mask is not None:
         padding_mask = padding_mask[:, :longest]
@@ -245,9 +246,11 @@ def _check_prompt(
     return row_ends(padding_mask)
 
 
-def _check_length(prompt: int, *, max_new_tokens: int, max_length: int) -> None:
-    if prompt + max_new_tokens > max_length:
+def _check_length(prompt: int, *, max_new_tokens: int, config: ReformerConfig) -> None:
+    if prompt + max_new_tokens > config.longest_input:
+        padded = config.padded_length(prompt + max_new_tokens)
+        how = f" padded to {padded} as in transformers," if padded > prompt + max_new_tokens else ""
         raise ValueError(
-            f"max_new_tokens={max_new_tokens}: with a prompt of {prompt} more than max_length={max_length}; "
-            f"ask for fewer, or build the model with max_length={prompt + max_new_tokens}"
+            f"max_new_tokens={max_new_tokens}: with a prompt of {prompt}{how} more than "
+            f"max_length={config.max_length}; ask for fewer, or build the model with max_length={padded}"
         )

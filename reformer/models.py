@@ -95,14 +95,16 @@ class TokenModel(Trunk):
             ValueError: more tokens than `max_length`.
             OverflowError: a stream too large for `reversible_exact`.
         """
+        seq = tokens.shape[1]
+        tokens, call = self._padded(tokens, call=self.attention_call(padding_mask=padding_mask))
         with RandomState.capture(tokens.device).replayed():
             return gradient_cosine(
                 self._layers(),
                 self._embed(tokens),
                 objective=lambda y1, y2: self.head.loss(
-                    merge_streams(y1, y2, merge=self.config.merge), targets
+                    merge_streams(y1, y2, merge=self.config.merge)[:, :seq], targets
                 ),
-                call=self.attention_call(padding_mask=padding_mask),
+                call=call,
                 residual=self.config.residual,
                 grid_bits=self.config.grid_bits,
             )

@@ -64,11 +64,12 @@ class Trunk(nn.Module):
             ValueError: more tokens than `max_length`.
             OverflowError: a stream too large for `reversible_exact`.
         """
+        tokens, call = self._padded(tokens, call=self.attention_call(padding_mask=padding_mask))
         with RandomState.capture(tokens.device).replayed():
             return reconstruction_errors(
                 self._layers(),
                 self._embed(tokens),
-                call=self.attention_call(padding_mask=padding_mask),
+                call=call,
                 lifting=build_lifting(self.config.residual, grid_bits=self.config.grid_bits),
             )
 
@@ -130,15 +131,10 @@ class Trunk(nn.Module):
         Raises:
             ValueError: more tokens than `max_length`.
         """
-        batch, seq = tokens.shape
-        missing = self._missing(seq)
-        if missing:
-            real = call.padding_mask
-            if real is None:
-                real = torch.ones(batch, seq, dtype=torch.bool, device=tokens.device)
-            tokens, call = F.pad(tokens, (0, missing)), replace(call, padding_mask=F.pad(real, (0, missing)))
+        seq = tokens.shape[1]
+        tokens, call = self._padded(tokens, call=call)
         joined = self._merge(self._embed(tokens, positions=call.positions), call=call)
-        return joined[:, :seq] if missing else joined
+        return joined[:, :seq] if seq < tokens.shape[1] else joined
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The hash draw counter, so that a resumed training draws on."""
@@ -163,11 +159,19 @@ class Trunk(nn.Module):
             tokens, call=replace(call, source=source, source_padding_mask=source_padding_mask)
         )
 
-    def _missing(self, seq: int) -> int:
-        """Tokens of padding that transformers appends; none by our own conventions."""
-        if self.config.conventions == "own" or seq <= self.config.shortest_chunk:
-            return 0
-        return -seq % self.config.length_multiple
+    def _padded(
+        self, tokens: Int[Tensor, "batch seq"], *, call: AttentionCall
+    ) -> tuple[Int[Tensor, "batch padded"], AttentionCall]:
+        """Tokens and call with the padding that transformers appends; our own conventions have none."""
+        batch, seq = tokens.shape
+        self._check_length(seq)
+        missing = self.config.padded_length(seq) - seq
+        if not missing:
+            return tokens, call
+        real = call.padding_mask
+        if real is None:
+            real = torch.ones(batch, seq, dtype=torch.bool, device=tokens.device)
+        return F.pad(tokens, (0, missing)), replace(call, padding_mask=F.pad(real, (0, missing)))
 
     def _merge(
         self, x: Float[Tensor, "batch seq d_model"], *, call: AttentionCall
@@ -185,7 +189,6 @@ class Trunk(nn.Module):
         self, tokens: Int[Tensor, "batch seq"], *, positions: Int[Tensor, "batch seq"] | None = None
     ) -> Float[Tensor, "batch seq d_model"]:
         seq = tokens.shape[1]
-        self._check_length(seq)
         x: Tensor = self.embedding(tokens)
         if self.positions is not None:
             x = x + (self.positions(seq) if positions is None else self.positions.at(positions))
@@ -197,6 +200,13 @@ class Trunk(nn.Module):
             raise ValueError(
                 f"seq={seq}: longer than max_length={self.config.max_length}; "
                 f"build the model with max_length={seq}"
+            )
+        if seq > self.config.longest_input:
+            padded = self.config.padded_length(seq)
+            raise ValueError(
+                f"seq={seq}: padded to {padded}, a multiple of {self.config.length_multiple} as in "
+                f"transformers, longer than max_length={self.config.max_length}; give at most "
+                f"{self.config.longest_input} tokens, or build the model with max_length={padded}"
             )
 
     def _next_call(self, padding_mask: Bool[Tensor, "batch seq"] | None) -> AttentionCall:

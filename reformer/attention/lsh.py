@@ -115,6 +115,7 @@ def lsh_attention(
         hashing=hashing,
         generator=generator,
         buckets=buckets,
+        padding_mask=padding_mask,
     )
     return attend(qk, v, buckets=ids, padding_mask=padding_mask, options=options)
 

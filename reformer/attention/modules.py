@@ -169,7 +169,7 @@ class SharedQueryKeyAttention(nn.Module):
             # Not from the global stream, which a recompute on the same buckets could not follow.
             own = generator(self._hash_seed(call), self.layer, call.draw, _HASH_DROPOUT, device=qk.device)
             qk = dropout(qk.detach(), self.config.hash_dropout, generator=own)
-        return hash_vectors(qk, **self._hash_draw(call))
+        return hash_vectors(qk, padding_mask=call.padding_mask, **self._hash_draw(call))
 
     def _hash_draw(self, call: AttentionCall) -> dict[str, Any]:
         """How the layer hashes in this pass, as keywords."""

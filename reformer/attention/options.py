@@ -207,16 +207,27 @@ def hash_vectors(
     n_hashes: int,
     n_buckets: Buckets,
     generator: torch.Generator,
+    padding_mask: Bool[Tensor, "batch seq"] | None = None,
 ) -> Int[Tensor, "batch heads n_hashes seq"]:
     """Bucket ids of unnormalised vectors: detached, in float32 (float64 if they are), autocast off.
 
-    Some tokens at a time: the coordinates of all of them would be many times as large as the vectors.
+    Some tokens at a time: the coordinates of all of them would be many times as large as the vectors. Ids
+    of real tokens do not depend on what stands at padding; those of padding mean nothing.
     """
     batch, heads, seq, _ = qk.shape
     # A bucket is an axis of two signs, so that a factor takes half as many coordinates.
     per_token = batch * heads * n_hashes * sum(bucket_counts.factors(n_buckets)) // 2
     block = max(1, _COORDINATES // max(1, per_token))
     with torch.no_grad(), torch.autocast(qk.device.type, enabled=False):
+        if padding_mask is not None and not hashing.token_wise:
+            return _hash_real_tokens(
+                qk,
+                hashing=hashing,
+                n_hashes=n_hashes,
+                n_buckets=n_buckets,
+                generator=generator,
+                padding_mask=padding_mask,
+            )
         if seq <= block or not hashing.token_wise:
             return hashing(_as_hashed(qk), n_hashes=n_hashes, n_buckets=n_buckets, generator=generator)
         drawn = hash_function(
@@ -228,6 +239,29 @@ def hash_vectors(
             positions = torch.arange(part.start, part.stop, device=qk.device)[None]
             ids[..., part] = drawn(qk[:, :, part], positions)
         return ids
+
+
+def _hash_real_tokens(
+    qk: Float[Tensor, "batch heads seq dim"],
+    *,
+    hashing: HashFamily,
+    n_hashes: int,
+    n_buckets: Buckets,
+    generator: torch.Generator,
+    padding_mask: Bool[Tensor, "batch seq"],
+) -> Int[Tensor, "batch heads n_hashes seq"]:
+    """Each row as if it were alone and without padding, by the same draw; 0 at padding."""
+    batch, heads, seq, _ = qk.shape
+    check_padding_mask(padding_mask, expected=(batch, seq))
+    start = generator.get_state()
+    ids = torch.zeros(batch, heads, n_hashes, seq, dtype=torch.int64, device=qk.device)
+    for row, real in enumerate(padding_mask):
+        generator.set_state(start)
+        vectors = _as_hashed(qk[row : row + 1, :, real])
+        ids[row, ..., real] = hashing(
+            vectors, n_hashes=n_hashes, n_buckets=n_buckets, generator=generator
+        ).squeeze(0)
+    return ids
 
 
 def hash_function(
@@ -264,6 +298,7 @@ def resolve_buckets(
     hashing: HashFamily,
     generator: torch.Generator | None,
     buckets: Int[Tensor, "batch heads n_hashes seq"] | None,
+    padding_mask: Bool[Tensor, "batch seq"] | None,
 ) -> Int[Tensor, "batch heads n_hashes seq"]:
     """The given bucket ids, or those of the hash family.
 
@@ -291,6 +326,7 @@ def resolve_buckets(
         n_hashes=options.n_hashes,
         n_buckets=n_buckets,
         generator=generator if generator is not None else torch.Generator().manual_seed(0),
+        padding_mask=padding_mask,
     )
 
 

@@ -70,6 +70,7 @@ def lsh_attention(
         hashing=hashing,
         generator=generator,
         buckets=buckets,
+        padding_mask=padding_mask,
     )
     batch, _, seq, _ = qk.shape
     real = torch.ones(batch, seq, dtype=torch.bool) if padding_mask is None else padding_mask

@@ -524,6 +524,19 @@ def test_what_cannot_be_written_is_a_value_error(
         model.generate(tokens, **({"max_new_tokens": 5} | settings))
 
 
+def test_more_tokens_than_padding_leaves_room_for_are_refused_before_the_first_is_written() -> None:
+    # 61 tokens are 6 chunks of 9, and a rest that padding would make a seventh of.
+    model = model_of(conventions="transformers")
+    with pytest.raises(
+        ValueError,
+        match="max_new_tokens=35: with a prompt of 20 padded to 63 as in transformers, "
+        "more than max_length=61; ask for fewer, or build the model with max_length=63",
+    ):
+        model.generate(small_tokens(20), max_new_tokens=35)
+    with pytest.warns(RecomputeWarning):
+        assert model.generate(small_tokens(20), max_new_tokens=34).shape == (BATCH, 34)
+
+
 def test_a_state_refuses_more_tokens_than_it_was_started_for() -> None:
     model, tokens = model_of(), small_tokens(9)
     state = model.start_decode(tokens, max_new_tokens=1)

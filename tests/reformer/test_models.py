@@ -105,6 +105,40 @@ def test_more_tokens_than_max_length_are_a_value_error_and_no_draw(call: str) ->
     assert drawn(model) == 0
 
 
+@pytest.mark.parametrize("call", ["forward", "loss", "score", "reconstruction_errors", "gradient_cosine"])
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({}, "padded to 36, a multiple of 9.*; give at most 27 tokens, or build .* max_length=36"),
+        (
+            {"layers": ("local", "lsh"), "local_chunk_length": 5},
+            "padded to 45, a multiple of 45.*; give at most 5 tokens, or build .* max_length=45",
+        ),
+    ],
+    ids=["one chunk length", "two"],
+)
+def test_tokens_that_only_padding_makes_too_many_are_a_value_error_that_says_so_and_no_draw(
+    settings: dict[str, Any], says: str, call: str
+) -> None:
+    model = small_model(conventions="transformers", causality="published", **settings)
+    tokens = small_tokens()
+    arguments = (tokens,) if call in ("forward", "reconstruction_errors") else (tokens, tokens)
+    with pytest.raises(ValueError, match=rf"seq=29: {says}"):
+        getattr(model, call)(*arguments)
+    assert drawn(model) == 0
+
+
+def test_as_many_tokens_as_fit_with_padding_are_no_error() -> None:
+    for layers, longest in ((("lsh",), 27), (("local", "lsh"), 5)):
+        model = small_model(
+            conventions="transformers", causality="published", layers=layers, local_chunk_length=5
+        )
+        assert model.config.longest_input == longest
+        assert model(small_tokens(longest)).isfinite().all()
+        with pytest.raises(ValueError, match=f"give at most {longest} tokens"):
+            model(small_tokens(longest + 1))
+
+
 @pytest.mark.parametrize("residual", RESIDUALS)
 @pytest.mark.parametrize(("batch", "seq"), [(0, SEQ), (BATCH, 0), (0, 0)])
 def test_an_empty_batch_gives_empty_logits_and_a_zero_loss(residual: str, batch: int, seq: int) -> None:
@@ -190,6 +224,20 @@ def test_tokens_at_padding_move_no_real_logit_and_padding_behind_is_as_if_absent
     behind = torch.arange(SEQ).expand(BATCH, SEQ) < 19
     short = model(tokens[:, :19])
     assert_all_close([model(tokens, padding_mask=behind)[:, :19]], [short], tolerance=1e-12)
+
+
+@pytest.mark.parametrize("causality", ["bucket", "published"])
+@pytest.mark.parametrize("residual", RESIDUALS)
+def test_nor_do_tokens_at_padding_where_rotations_are_made_of_the_tokens(
+    causality: str, residual: str
+) -> None:
+    settings: dict[str, Any] = {"causality": causality, "residual": residual, "n_buckets": 16}
+    model = small_model(hashing=CrossPolytope(data_rotation=True), hash_dropout=0.2, **settings)
+    real = normal(BATCH, SEQ, seed=5) > -0.5
+    start = copy.deepcopy(model)
+    logits = model(small_tokens(), padding_mask=real)
+    changed = start(torch.where(real, small_tokens(), small_tokens(seed=9)), padding_mask=real)
+    assert_all_close([changed[real]], [logits[real]], tolerance=1e-12)
 
 
 @pytest.mark.parametrize("layers", [("lsh",), ("local",), ("full",)], ids=str)

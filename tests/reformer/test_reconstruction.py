@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -90,6 +91,38 @@ def test_the_cosine_shows_a_recompute_that_goes_wrong() -> None:
     model = small_model(residual="reversible", **DROPOUT)
     with mock.patch("reformer.replay.RandomState.replayed", nullcontext):
         assert model.gradient_cosine(small_tokens(), small_tokens(seed=1)) < 0.9
+
+
+TRANSFORMERS: dict[str, Any] = {
+    "conventions": "transformers",
+    "causality": "published",
+    "duplicates": "sum",
+    "seams": "reference",
+    "layers": ("local", "lsh"),
+    "local_chunk_length": 5,
+    "max_length": 45,  # what 29 tokens are padded to
+}
+
+
+@pytest.mark.parametrize("padding_mask", [None, PADDING], ids=["whole", "padded"])
+def test_it_measures_the_pass_that_its_conventions_pad(padding_mask: Tensor | None) -> None:
+    model = small_model(residual="reversible", dtype=torch.float32, attention_dropout=0.3, **TRANSFORMERS)
+    tokens, targets = small_tokens(), small_tokens(seed=1)
+    more = 45 - SEQ
+    real = torch.ones(BATCH, SEQ, dtype=torch.bool) if padding_mask is None else padding_mask
+    real = F.pad(real, (0, more))
+    errors = model.reconstruction_errors(tokens, padding_mask=padding_mask)
+    assert torch.equal(errors, model.reconstruction_errors(F.pad(tokens, (0, more)), padding_mask=real))
+    # Only where the recompute is wrong does the cosine tell one pass from another.
+    with mock.patch("reformer.replay.RandomState.replayed", nullcontext):
+        torch.manual_seed(3)
+        cosine = model.gradient_cosine(tokens, targets, padding_mask=padding_mask)
+        torch.manual_seed(3)
+        expected = model.gradient_cosine(
+            F.pad(tokens, (0, more)), F.pad(targets, (0, more), value=-100), padding_mask=real
+        )
+    assert cosine < 0.99
+    assert cosine.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

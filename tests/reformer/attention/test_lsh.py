@@ -5,10 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from reformer import CrossPolytope, Random, full_attention, lsh_attention
+from reformer import CrossPolytope, HashFamily, Random, full_attention, lsh_attention
 from reformer.attention import reference
 from reformer.attention.options import LSHOptions
 from reformer.hashing.buckets import LARGEST_COUNT
+from tests.reformer.hashing.test_family import FAMILIES
 from tests.reformer.helpers import (
     BATCH,
     DIM,
@@ -299,12 +300,70 @@ def test_content_at_padding_does_not_matter_and_gets_no_gradient(
         assert (tensor.masked_select(~where) == 0).all()
 
 
+@pytest.mark.parametrize("attention", [lsh_attention, reference.lsh_attention], ids=["fast", "dense"])
+@pytest.mark.parametrize("seams", ["masked", "reference"])
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [(family, mode) for family in FAMILIES for mode in MODES if family.token_wise or mode != "strict"],
+    ids=str,
+)
+def test_nor_does_it_matter_to_what_is_hashed(
+    attention: Callable[..., Tensor], seams: str, family: HashFamily, mode: str
+) -> None:
+    (qk, v), (other_qk, other_v) = query_and_value(), query_and_value(seed=41)
+    real = scattered_padding()
+    where = real[:, None, :, None]
+    settings: dict[str, Any] = {
+        "n_hashes": 5,
+        "n_buckets": 8,
+        "chunk_length": 4,
+        "seams": seams,
+        "hashing": family,
+        "padding_mask": real,
+        **MODES[mode],
+    }
+    actual = value_and_gradients(attention, qk, v, **settings)
+    changed = value_and_gradients(
+        attention, torch.where(where, qk, 100 * other_qk), torch.where(where, v, 100 * other_v), **settings
+    )
+    assert_all_close(changed, actual, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_row_of_padding_alone_gives_zeros_and_finite_gradients(causal: bool) -> None:
+def test_padding_behind_is_hashed_as_if_it_were_absent(family: HashFamily, causal: bool) -> None:
+    qk, v = query_and_value()
+    lengths = (17, 23)
+    settings: dict[str, Any] = {
+        "n_hashes": 5,
+        "n_buckets": 8,
+        "chunk_length": 4,
+        "causal": causal,
+        "causality": "published",
+        "hashing": family,
+    }
+    real = torch.arange(SEQ) < torch.tensor(lengths)[:, None]
+    together = lsh_attention(qk, v, padding_mask=real, **settings)
+    for row, length in enumerate(lengths):
+        alone = lsh_attention(qk[row : row + 1, :, :length], v[row : row + 1, :, :length], **settings)
+        assert_all_close([together[row : row + 1, :, :length]], [alone], tolerance=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"causal": True},
+        {"causal": False},
+        {"causal": False, "hashing": CrossPolytope(data_rotation=True)},
+        {"causality": "published", "hashing": CrossPolytope(data_rotation=True)},
+    ],
+    ids=str,
+)
+def test_a_row_of_padding_alone_gives_zeros_and_finite_gradients(settings: dict[str, Any]) -> None:
     real = torch.ones(BATCH, SEQ, dtype=torch.bool)
     real[1] = False
     results = value_and_gradients(
-        lsh_attention, *query_and_value(), n_hashes=2, chunk_length=5, causal=causal, padding_mask=real
+        lsh_attention, *query_and_value(), n_hashes=2, chunk_length=5, padding_mask=real, **settings
     )
     for tensor in results:
         assert tensor.isfinite().all()

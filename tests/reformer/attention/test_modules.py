@@ -364,6 +364,12 @@ def test_a_padding_mask_that_does_not_fit_is_a_value_error(
         module(some_input(), call=AttentionCall(padding_mask=torch.ones(shape, dtype=torch.bool)))
 
 
+def test_so_it_is_where_rotations_are_made_of_the_real_tokens(unchecked: None) -> None:
+    module = build(hashing=CrossPolytope(data_rotation=True), causality="published")
+    with pytest.raises(ValueError, match=r"padding_mask of shape \(1, 29\) .*: give bool \[batch, seq\]"):
+        module(some_input(), call=AttentionCall(padding_mask=torch.ones(1, SEQ, dtype=torch.bool)))
+
+
 def test_an_unknown_kind_is_a_value_error_that_names_the_kinds() -> None:
     with pytest.raises(ValueError, match="kind='local': use one of lsh, full, oracle, random, knock_out"):
         Attending(kind="local")
