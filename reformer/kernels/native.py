@@ -102,7 +102,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     out, logsumexp = beside(v), qk.new_empty(qk.shape[:3])
     order = torch.empty(buckets.shape, dtype=torch.int32)
-    qk, v = _rows(qk), _rows(v)
+    qk, v, real = _rows(qk), _rows(v), None if real is None else real.contiguous()
     low, high = (int(x) for x in buckets.aminmax())
     if high - low > max(_SPARSE, 2 * buckets.shape[-1]):
         buckets = buckets.unique(return_inverse=True)[1]
@@ -130,6 +130,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     dqk, dv = beside(qk), beside(v)
     qk, v, dout = _rows(qk), _rows(v), _rows(dout)
+    real = None if real is None else real.contiguous()
     problem = _Problem.of(qk, v, real=real, order=order, counts=counts, numbers=numbers, seed=seed)
     problem.logsumexp = logsumexp.data_ptr()
     problem.out, problem.dout = _Strided.of(out), _Strided.of(dout)
@@ -251,13 +252,13 @@ class _Problem(ctypes.Structure):
         numbers: Sequence[float],
         seed: int,
     ) -> _Problem:
-        """The tensors must outlive it."""
+        """The tensors must outlive it; `real` is contiguous."""
         problem = cls(*qk.shape[:2], order.shape[2], qk.shape[2], qk.shape[3], v.shape[3], *counts)
         problem.threads, problem.seed = torch.get_num_threads(), seed
         problem.scale, problem.epsilon, problem.dropout = numbers
         problem.qk, problem.v = _Strided.of(qk), _Strided.of(v)
         problem.order = order.data_ptr()
-        problem.real = None if real is None else real.contiguous().data_ptr()
+        problem.real = None if real is None else real.data_ptr()
         return problem
 
     def run(self, what: str) -> None:

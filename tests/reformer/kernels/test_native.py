@@ -71,6 +71,29 @@ def test_axes_of_what_is_no_number_stay_in_range() -> None:
     assert bool((found < 8).all())
 
 
+def test_a_padding_mask_may_lie_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is copied to be read lives for as long as it is read."""
+    qk, v, buckets = (torch.cat([x, x]).detach() for x in inputs(40))
+    mask = torch.ones(40, 2, dtype=torch.bool).T
+    mask[0, :30] = False
+    run = native._Problem.run
+
+    def crowded(problem: native._Problem, what: str) -> None:
+        # Whatever was freed too early is overwritten.
+        crowd = [torch.zeros(80, dtype=torch.bool) for _ in range(64)]
+        run(problem, what)
+        del crowd
+
+    monkeypatch.setattr(native._Problem, "run", crowded)
+    found, expected = (
+        lsh_attention(
+            qk, v, buckets=buckets, n_hashes=3, chunk_length=5, padding_mask=given, backend="native"
+        )
+        for given in (mask, mask.contiguous())
+    )
+    assert torch.equal(found, expected)
+
+
 def test_its_operations_are_counted_as_those_of_whole_windows() -> None:
     """As those of the tiled path."""
     qk, v, buckets = inputs(4 * 25, heads=3)
