@@ -267,8 +267,8 @@ class ReformerConfig:
             backend=self.backend,
         )
 
-    def backend_on(self, device: torch.device) -> str:
-        """What computes the attention of the layers there, as in `flash` or `reference+sdpa`.
+    def backend_on(self, device: torch.device, *, dtype: torch.dtype = torch.float32) -> str:
+        """What computes the attention of the layers there in that type, as in `flash` or `reference+sdpa`.
 
         A kind that is computed in one way only, as `local` is, has no word in it.
 
@@ -278,7 +278,8 @@ class ReformerConfig:
         words = []
         for kind in dict.fromkeys(self.kind(layer) for layer in range(self.n_layers)):
             if kind == "lsh":
-                words.append(self.lsh_options(dropout_p=self.attention_dropout).backend_on(device))
+                options = self.lsh_options(dropout_p=self.attention_dropout)
+                words.append(options.backend_on(device, dtype=dtype, width=self.head_width))
             elif kind == "full_standard":
                 words.append("sdpa")
         return "+".join(words)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from harness.devices import DTYPES
 from harness.record import Measurement
 
 if TYPE_CHECKING:
@@ -38,4 +39,4 @@ class Workload(ABC):
         Raises:
             ValueError: the workload, or the backend that is asked for, cannot run that spec.
         """
-        return spec.reformer_config().backend_on(torch.device(spec.device))
+        return spec.reformer_config().backend_on(torch.device(spec.device), dtype=DTYPES[spec.dtype])

@@ -232,6 +232,7 @@ def test_every_setting_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> Non
     ("settings", "backend"),
     [
         ({"attention__backend": "flash"}, "flash"),
+        ({"dtype": "bfloat16"}, "flash"),  # the compiled kernel computes in float32 alone
         ({"attention__backend": "reference"}, "reference"),
         ({"attention__causality": "published", "attention__seams": "reference"}, "reference"),
         ({"model__layers": ["local"], "attention__backend": "flash", "device": "cuda"}, ""),
