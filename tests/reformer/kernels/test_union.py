@@ -13,8 +13,10 @@ from reformer import lsh_attention
 from reformer.attention import reference
 from reformer.kernels import flash, native
 from tests.reformer.helpers import assert_all_close, pairwise, value_and_gradients
+from tests.reformer.kernels import union_cases
 
-BATCH, HEADS, DIM, VALUE = 2, 3, 7, 11
+#: Unlike the batch rows.
+HEADS = 3
 FACTORS: dict[str, tuple[Any, ...]] = {
     "mode": ("strict", "published", "both ways"),
     "duplicates": ("count", "sum"),
@@ -46,35 +48,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 def inputs(
     row: dict[str, Any], *, dtype: torch.dtype = torch.float64
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    random = torch.Generator().manual_seed(5)
-    seq, rounds = row["seq"], row["n_hashes"]
-
-    def normal(dim: int) -> Tensor:
-        if row["layout"] == "heads first":
-            x = torch.randn(BATCH, HEADS, seq, dim, generator=random)
-        else:
-            x = torch.randn(BATCH, seq, HEADS, dim, generator=random).transpose(1, 2)
-        return x.to(dtype).requires_grad_()
-
-    real = torch.ones(BATCH, seq, dtype=torch.bool)
-    if row["padding"] == "scattered":
-        real = torch.rand(BATCH, seq, generator=random) < 0.7
-    elif row["padding"] == "a whole row":
-        real[1] = False
-    settings: dict[str, Any] = {
-        "buckets": torch.randint(4, (BATCH, HEADS, rounds, seq), generator=random),
-        "padding_mask": None if row["padding"] == "none" else real,
-        "n_hashes": rounds,
-        "chunk_length": 5,
-        "duplicates": row["duplicates"],
-        "n_chunks_before": row["n_chunks_before"],
-        "logit_scale": row["logit_scale"],
-        "causal": row["mode"] != "both ways",
-        "causality": "published" if row["mode"] == "both ways" else row["mode"],
-    }
-    if row["mode"] != "strict":
-        settings["n_chunks_after"] = row["n_chunks_after"]
-    return normal(DIM), normal(VALUE), settings
+    return union_cases.inputs({"chunk_length": 5, **row}, dtype=dtype, heads=HEADS)
 
 
 @pytest.mark.parametrize("row", pairwise(FACTORS))
@@ -176,7 +150,7 @@ def test_a_pair_is_dropped_whole_or_kept(engine: str) -> None:
 
 def test_dropout_is_drawn_for_each_head_and_round(engine: str) -> None:
     """Equal heads under equal buckets, at a length at which masks can hardly be equal by chance."""
-    qk = torch.randn(1, 1, 64, DIM).expand(2, 3, -1, -1)
+    qk = torch.randn(1, 1, 64, union_cases.DIM).expand(2, 3, -1, -1)
     buckets = torch.zeros(2, 3, 2, 64, dtype=torch.int64)
     with torch.no_grad():
         two, one = (

@@ -33,7 +33,12 @@ ROW: dict[str, Any] = {name: levels[-1] for name, levels in FACTORS.items()} | {
 
 
 def inputs(
-    row: dict[str, Any], *, dtype: torch.dtype = torch.float64, device: str = "cpu", dim: int = DIM
+    row: dict[str, Any],
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: str = "cpu",
+    dim: int = DIM,
+    heads: int = HEADS,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """Queries and keys, values, and settings of `lsh_attention`."""
     random = torch.Generator().manual_seed(5)
@@ -41,9 +46,9 @@ def inputs(
 
     def normal(dim: int) -> Tensor:
         if row["layout"] == "heads first":
-            x = torch.randn(BATCH, HEADS, seq, dim, generator=random)
+            x = torch.randn(BATCH, heads, seq, dim, generator=random)
         else:
-            x = torch.randn(BATCH, seq, HEADS, dim, generator=random).transpose(1, 2)
+            x = torch.randn(BATCH, seq, heads, dim, generator=random).transpose(1, 2)
         return x.to(device, dtype).requires_grad_()
 
     real = torch.ones(BATCH, seq, dtype=torch.bool)
@@ -52,7 +57,7 @@ def inputs(
     elif row["padding"] == "a whole row":
         real[1] = False
     settings: dict[str, Any] = {
-        "buckets": torch.randint(4, (BATCH, HEADS, rounds, seq), generator=random).to(device),
+        "buckets": torch.randint(4, (BATCH, heads, rounds, seq), generator=random).to(device),
         "padding_mask": None if row["padding"] == "none" else real.to(device),
         "n_hashes": rounds,
         "chunk_length": row["chunk_length"],
