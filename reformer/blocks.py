@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+
+from reformer.autocasting import Autocast
 
 
 def map_blocks(
@@ -30,21 +32,21 @@ def map_blocks(
 
 
 def sum_blocks(
-    function: Callable[[Float[Tensor, "batch rows inner"], Int[Tensor, "batch rows"]], Float[Tensor, ""]],
-    x: Float[Tensor, "batch seq inner"],
-    targets: Int[Tensor, "batch seq"],
-    *,
+    function: Callable[..., Float[Tensor, ""]],
+    *inputs: Shaped[Tensor, "batch seq ..."],
     length: int | None,
     random: bool = False,
 ) -> Float[Tensor, ""]:
-    """Add up a sum over rows, `length` rows at a time; the arguments as in `map_blocks`."""
-    if length is None or length >= x.shape[1]:
-        return function(x, targets)
-    blocks = zip(x.split(length, dim=1), targets.split(length, dim=1), strict=True)
+    """Add up a sum over rows of all inputs, `length` rows at a time; otherwise as `map_blocks`."""
+    if length is None or length >= inputs[0].shape[1]:
+        return function(*inputs)
+    blocks = zip(*(x.split(length, dim=1) for x in inputs), strict=True)
     return torch.stack([_recomputed(function, *block, random=random) for block in blocks]).sum()
 
 
 def _recomputed(function: Callable[..., Tensor], *blocks: Tensor, random: bool) -> Tensor:
-    if not torch.is_grad_enabled():
-        return function(*blocks)
-    return cast(Tensor, checkpoint(function, *blocks, use_reentrant=False, preserve_rng_state=random))
+    # A block casts weights by itself: else the gradients of all of them would be added up in a narrow type.
+    with Autocast.here(blocks[0].device).entered(cache=False):
+        if not torch.is_grad_enabled():
+            return function(*blocks)
+        return cast(Tensor, checkpoint(function, *blocks, use_reentrant=False, preserve_rng_state=random))

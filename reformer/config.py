@@ -56,6 +56,8 @@ class ReformerConfig:
         dropout: of embeddings, of every branch, inside the feed-forward layer, and around a classifier's.
         attention_dropout: of attention weights.
         local_attention_dropout: of those of `local` layers; None is `attention_dropout`.
+        heads_at_once: heads whose queries, keys, values and outputs exist at once where none of them is kept
+            (backward of `reversible`, and passes without gradients); None is all.
         ff_chunk_length: rows of the feed-forward layer at once; None is all.
         loss_chunk_length: rows of logits at once in the loss; None is all.
         tie_weights: the head uses the embedding's matrix.
@@ -109,6 +111,7 @@ class ReformerConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     local_attention_dropout: float | None = None
+    heads_at_once: int | None = None
     ff_chunk_length: int | None = None
     loss_chunk_length: int | None = None
     tie_weights: bool = False
@@ -121,7 +124,14 @@ class ReformerConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "max_length", "d_model", "n_heads", "n_layers"):
             at_least(name, getattr(self, name), 1)
-        for name in ("d_ff", "d_head", "ff_chunk_length", "loss_chunk_length", "local_chunk_length"):
+        for name in (
+            "d_ff",
+            "d_head",
+            "heads_at_once",
+            "ff_chunk_length",
+            "loss_chunk_length",
+            "local_chunk_length",
+        ):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), 1)
         at_least("local_n_chunks_before", self.local_n_chunks_before, 0)

@@ -17,11 +17,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reformer.config import ReformerConfig
@@ -34,6 +35,8 @@ RANDOM_STATE = 5056
 OPTIMIZERS = {"adamw": (2, 2), "adam": (2, 2), "sgd": (1, 0)}
 #: Those of `reformer.kernels.flash`, and `_COORDINATES` of `reformer.attention.options`: they import torch.
 PAIRS, ROWS, COORDINATES = 2**19, 2**13, 2**23
+#: `ROWS` of `reformer.attention.head_groups`.
+HEAD_ROWS = 2**12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +94,13 @@ def step_cost(
 
     >>> from reformer import ReformerConfig
     >>> sizes = {"vocab_size": 256, "max_length": 2**20, "d_model": 256, "n_layers": 6, "n_hashes": 1}
-    >>> blocks = {"positions": "axial", "ff_chunk_length": 4096, "loss_chunk_length": 4096}
+    >>> blocks = {"heads_at_once": 1, "ff_chunk_length": 4096, "loss_chunk_length": 4096}
     >>> for residual in ("plain", "reversible"):
-    ...     config = ReformerConfig(residual=residual, **sizes, **blocks)
+    ...     config = ReformerConfig(residual=residual, positions="axial", **sizes, **blocks)
     ...     cost = step_cost(config, batch=1, seq=2**20)
     ...     print(residual, cost.flops // 10**12, cost.saved_bytes >> 30, cost.peak_bytes >> 30)
-    plain 35 44 48
-    reversible 45 4 18
+    plain 35 37 41
+    reversible 42 2 9
 
     Args:
         config: anything with the attributes of a `ReformerConfig`.
@@ -365,19 +368,19 @@ class _Windows:
 
 def _loss(s: _Step) -> _Tensor:
     """`TokenModel.loss`."""
-    c, joined = s.config, _merge(s, _embed(s))
-    joined = replace(joined, size=joined.size // s.length * s.seq)
+    streams = [replace(x, size=x.size // s.length * s.seq) for x in _run_blocks(s, _embed(s))]
     score = partial(_score, s)
-    return _in_blocks(s, "head", score, joined, width=c.joined_width, out_width=0, length=c.loss_chunk_length)
+    return _in_blocks(s, "head", score, *streams, out_width=0, length=s.config.loss_chunk_length)
 
 
-def _score(s: _Step, joined: _Tensor, *, whole: bool = True) -> _Tensor:
+def _score(s: _Step, first: _Tensor, second: _Tensor, *, whole: bool = True) -> _Tensor:
     """`LanguageModelHead`, and the cross-entropy; backward asks for all of it, `whole` or not."""
     c = s.config
+    joined = s.op("head", first, second, out=first.size // c.d_model * c.joined_width, shares=True)
     normed = _dropout(s, "head", _norm(s, "head", joined, of="head", width=c.joined_width))
     of = "embedding" if c.tie_weights else "projection"
     logits = _linear(s, "head", normed, of=of, inner=c.joined_width, columns=c.vocab_size, bias=True)
-    del normed
+    del normed, joined
     log_softmax = s.op("head", logits, out=logits.size, keeps_out=True)
     return s.op("head", log_softmax, out=0)
 
@@ -403,12 +406,11 @@ def _embed(s: _Step) -> _Tensor:
     return _dropout(s, "streams", x)
 
 
-def _merge(s: _Step, x: _Tensor) -> _Tensor:
-    """`run_stack` from the embedding to two streams, and `merge_streams`."""
+def _run_blocks(s: _Step, x: _Tensor) -> tuple[_Tensor, _Tensor]:
+    """`run_stack`, from the embedding to two streams."""
     start = _round(s, x)
     run = {"plain": _run_plain, "checkpoint": _run_checkpointed}.get(s.config.residual, _run_reversible)
-    y1, y2 = run(s, start, start)
-    return s.op("head", y1, y2, out=s.numbers * s.config.joined_width, shares=True)
+    return run(s, start, start)
 
 
 # Stacks. A branch is known by its number: attention of a layer, then its feed-forward.
@@ -445,24 +447,57 @@ def _checkpointed(s: _Step, block: Sequence[int], x1: _Tensor, x2: _Tensor) -> t
 
 def _run_reversible(s: _Step, x1: _Tensor, x2: _Tensor) -> tuple[_Tensor, _Tensor]:
     """`reformer.reversible`: a branch runs again and backwards, and is taken off its stream."""
-    branches = range(2 * s.config.n_layers)
+    branches, exact = range(2 * s.config.n_layers), s.config.residual == "reversible_exact"
     _keep_random(s, len(branches))
     last1, last2, used = _run_unrecorded(s, branches, x1, x2)
-    saved = last1.memory, last2.memory
+    saved = [last1.memory, last2.memory]
+    del last1, last2
 
     def backward(gradients: _Gradients) -> _Gradients:
         (y1, y2), (dy1, dy2) = saved, gradients
+        # Neither the graph nor the list of gradients holds on to them.
+        saved.clear()
+        gradients.clear()
         for branch in reversed(branches):
-            stream = _Tensor(y1, s.stream, _Node())
-            with s.tape.set(recording=True, again=True):
-                out, _ = _run_branch(s, branch, stream, used[branch])
-            (dstream,) = s.tape.backward([(out, dy2)], [stream])
-            y1, y2 = _sum(s, y2, _round(s, out)), y1
-            dy1, dy2 = dy2, _sum(s, dy1, dstream)
+            out, dstream = _vjp(s, branch, y1, dy2, used[branch])
+            # Differences and sums of floats lie in the memory of the branch and of its gradient.
+            y1, y2 = _sum(s, y2, _round(s, out)) if exact else out.memory, y1
+            dy1, dy2 = dy2, dstream or dy1
+            del out, dstream
         return [dy1, dy2]
 
-    y1, y2 = s.tape.record((x1, x2), saved, backward)
+    y1, y2 = s.tape.record((x1, x2), list(saved), backward)
     return y1, y2
+
+
+def _vjp(
+    s: _Step, branch: int, x: _Memory, gradient: _Memory | None, buckets: _Memory | None
+) -> tuple[_Tensor, _Memory | None]:
+    """`Branch.vjp`: a branch again, and the gradient of its stream."""
+    c, length = s.config, s.config.ff_chunk_length
+    if branch % 2 and length is not None and length < s.length:
+        return _vjp_by_rows(s, branch, x, gradient, length=length)
+    if not branch % 2 and c.heads_at_once is not None and c.heads_at_once < c.n_heads:
+        return _vjp_by_heads(s, branch, x, gradient, buckets)
+    stream = _Tensor(x, s.stream, _Node())
+    with s.tape.set(recording=True, again=True):
+        out, _ = _run_branch(s, branch, stream, buckets)
+    (dstream,) = s.tape.backward([(out, gradient)], [stream])
+    return replace(out, node=None), dstream
+
+
+def _vjp_by_rows(
+    s: _Step, branch: int, x: _Memory, gradient: _Memory | None, *, length: int
+) -> tuple[_Tensor, _Memory | None]:
+    out, dstream = s.new("feed_forward", s.stream), s.new("feed_forward", s.stream)
+    full = (s.length - 1) // length
+    for rows, times in ((length, full), (s.length - full * length, 1)):
+        leaf = _Tensor(x, s.stream // s.length * rows, _Node())
+        with s.tape.set(recording=True, times=times):
+            with s.tape.set(again=True):
+                result = _feed(s, branch, leaf)
+            s.tape.backward([(result, gradient)], [leaf])
+    return _Tensor(out, s.stream), dstream
 
 
 def _keep_random(s: _Step, times: int) -> None:
@@ -505,59 +540,64 @@ def _sum(s: _Step, *terms: object) -> _Memory:
 
 def _run_branch(s: _Step, branch: int, x: _Tensor, buckets: _Memory | None) -> tuple[_Tensor, _Memory | None]:
     """`Branch`: what is added to a stream, and the buckets it used, which are made if there are none."""
-    part = "feed_forward" if branch % 2 else "projections"
-    normed = _norm(s, part, x, of=f"{branch}", width=s.config.d_model)
+    c = s.config
     if branch % 2:
-        d, rows = s.config.d_model, partial(_feed, s, branch)
-        out = _in_blocks(s, part, rows, normed, width=d, out_width=d, length=s.config.ff_chunk_length)
-    else:
-        out, buckets = _attend(s, branch, normed, buckets)
+        rows = partial(_feed, s, branch)
+        return _in_blocks(s, "feed_forward", rows, x, out_width=c.d_model, length=c.ff_chunk_length), None
+    if c.heads_at_once is not None and c.heads_at_once < c.n_heads and not s.tape.recording:
+        return _by_heads(s, branch, buckets)
+    normed = _norm(s, "projections", x, of=f"{branch}", width=c.d_model)
+    out, buckets = _attend(s, branch, normed, buckets)
     del normed
-    return _dropout(s, part, out), buckets
+    return _dropout(s, "projections", out), buckets
 
 
 def _in_blocks(
     s: _Step,
     part: str,
     function: Callable[..., _Tensor],
-    x: _Tensor,
-    *,
-    width: int,
+    *streams: _Tensor,
     out_width: int,
     length: int | None,
 ) -> _Tensor:
-    """`map_blocks`: a function of rows of `width` numbers, `length` tokens at a time.
+    """`map_blocks`: a function of rows of streams, `length` tokens at a time.
 
     Full blocks are one that is computed as often, while the results of the others are there; the last one may
     be shorter. In backward a block runs again, up to the last tensor that is asked for.
     """
-    row = FLOAT * s.batch
-    tokens = x.size // (row * width)
+    row, wide = FLOAT * s.batch, FLOAT * s.batch * s.config.d_model
+    tokens = streams[0].size // wide
     if length is None or length >= tokens:
-        return function(x)
+        return function(*streams)
     full = (tokens - 1) // length
     blocks = ((length, full), (tokens - full * length, 1))
-    tape, memory, size = s.tape, x.memory, x.size
+    tape, memories, size = s.tape, [x.memory for x in streams], streams[0].size
     random = [s.new(part, RANDOM_STATE) for _ in range(full + 1) if tape.recording and s.config.dropout]
     done = [s.new(part, row * out_width * length * (full - 1))]
     for block, times in blocks:
         with tape.set(recording=False, times=times):
-            done.append(function(_Tensor(memory, row * width * block)).memory)
+            done.append(function(*(_Tensor(memory, wide * block) for memory in memories)).memory)
     out = s.new(part, row * out_width * tokens)
 
     def backward(gradients: _Gradients, kept: object = random) -> _Gradients:
-        done: _Gradients = []
+        done: list[_Gradients] = [[] for _ in streams]
         for block, times in reversed(blocks):
-            done.append(s.new(part, row * width * block * (times - 1)))
-            leaf = _Tensor(memory, row * width * block, _Node())
+            for each in done:
+                each.append(s.new(part, wide * block * (times - 1)))
+            leaves = [_Tensor(memory, wide * block, _Node()) for memory in memories]
             with tape.set(recording=True, times=times):
                 with tape.set(again=True):
-                    result = function(leaf, whole=False)
-                done += tape.backward([(result, gradients[0])], [leaf])
+                    result = function(*leaves, whole=False)
+                for each, gradient in zip(done, tape.backward([(result, gradients[0])], leaves), strict=True):
+                    each.append(gradient)
             del result
-        return [s.new(part, size)]
+        found: _Gradients = []
+        for each in done:
+            found.append(s.new(part, size))
+            each.clear()
+        return found
 
-    return tape.record([x], [out], backward)[0]
+    return tape.record(streams, [out], backward)[0]
 
 
 # Norms, linear layers and dropout, wherever they are.
@@ -609,18 +649,22 @@ def _dropout(s: _Step, part: str, x: _Tensor, *, share: float | None = None) -> 
 
 
 def _feed(s: _Step, branch: int, x: _Tensor, *, whole: bool = True) -> _Tensor:
-    """`FeedForward._rows`; `whole`: unlike backward, which does not ask for the last product."""
+    """`Block._feed_rows`; `whole`: unlike backward, which does not ask for the last product."""
     c, part, d_ff = s.config, "feed_forward", s.config.feed_forward_width
+    x = _norm(s, part, x, of=f"{branch}", width=c.d_model)
     gates = 2 if c.activation in ("swiglu", "geglu") else 1
     linear = partial(_linear, s, part, bias=True)
     wide = linear(x, of=f"{branch} wide", inner=c.d_model, columns=gates * d_ff)
+    del x
     # A ReLU asks for nothing but its output; a gate is kept.
     size, relu = wide.size // gates, c.activation == "relu"
     keeps = [] if relu else [wide.memory, s.new(part, size * (gates - 1))]
     inner = s.op(part, wide, out=size, keeps=keeps, keeps_out=relu)
     del wide, keeps
     inner = _dropout(s, part, inner)
-    return linear(inner, of=f"{branch} narrow", inner=d_ff, columns=c.d_model, skip=not whole)
+    # What is dropped of it is asked for.
+    skip = not whole and not c.dropout
+    return _dropout(s, part, linear(inner, of=f"{branch} narrow", inner=d_ff, columns=c.d_model, skip=skip))
 
 
 # Attention layers.
@@ -628,24 +672,38 @@ def _feed(s: _Step, branch: int, x: _Tensor, *, whole: bool = True) -> _Tensor:
 
 def _attend(s: _Step, branch: int, x: _Tensor, buckets: _Memory | None) -> tuple[_Tensor, _Memory | None]:
     """`SharedQueryKeyAttention` and `StandardAttention`."""
-    c, kind = s.config, s.config.kind(branch // 2)
-    names = ["query", "value"] if kind in ("lsh", "full", "oracle") else ["query", "key", "value"]
+    c = s.config
     project = partial(_linear, s, "projections", inner=c.d_model, columns=s.width)
-    *turned, v = (project(x, of=f"{branch} {name}") for name in names)
+    *turned, v = (project(x, of=f"{branch} {name}") for name in _projections(s, branch))
     if c.positions == "rotary":
         turned = [_rotate(s, x) for x in turned]
-    if kind == "lsh" and c.conventions == "transformers" and s.length <= c.chunk_length:
-        kind = "full"
+    if _kind(s, branch) == "lsh":
+        buckets = buckets or _hash(s)
+    out = _among(s, branch, turned, v)
+    return _linear(s, "projections", out, of=f"{branch} output", inner=s.width, columns=c.d_model), buckets
+
+
+def _projections(s: _Step, branch: int) -> list[str]:
+    shared = s.config.kind(branch // 2) in ("lsh", "full", "oracle")
+    return ["query", "value"] if shared else ["query", "key", "value"]
+
+
+def _kind(s: _Step, branch: int) -> str:
+    c, kind = s.config, s.config.kind(branch // 2)
+    fits = c.conventions == "transformers" and s.length <= c.chunk_length
+    return "full" if kind == "lsh" and fits else kind
+
+
+def _among(s: _Step, branch: int, turned: Sequence[_Tensor], v: _Tensor) -> _Tensor:
+    """Attention among the tokens."""
+    kind = _kind(s, branch)
     if kind == "lsh":
         # As `LSHOptions.backend_on` the CPU.
-        tiled = c.backend != "reference" and not s.wraps and (s.strict or not s.same_bucket)
-        buckets = buckets or _hash(s)
-        out = (_tiled_attention if tiled else _lsh_attention)(s, turned[0], v)
-    elif kind == "local":
-        out = _local_attention(s, turned, v)
-    else:
-        out = _full_attention(s, kind, turned, v)
-    return _linear(s, "projections", out, of=f"{branch} output", inner=s.width, columns=c.d_model), buckets
+        tiled = s.config.backend != "reference" and not s.wraps and (s.strict or not s.same_bucket)
+        return (_tiled_attention if tiled else _lsh_attention)(s, turned[0], v)
+    if kind == "local":
+        return _local_attention(s, turned, v)
+    return _full_attention(s, kind, turned, v)
 
 
 def _rotate(s: _Step, x: _Tensor) -> _Tensor:
@@ -663,6 +721,120 @@ def _unit_keys(s: _Step, qk: _Tensor) -> _Tensor:
     """`unit_keys`: divided by a norm, then by a constant."""
     unit = _by_mean_square(s, "attend", qk, width=s.config.head_width)
     return s.op("attend", unit, out=qk.size)
+
+
+# Attention some heads at a time: `HeadGroups`.
+
+
+class _Fewer:
+    """A config with fewer heads, of the same width."""
+
+    def __init__(self, c: ReformerConfig, n_heads: int) -> None:
+        self.config, self.n_heads = c, n_heads
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.config, name)
+
+
+def _groups(s: _Step) -> list[_Step]:
+    c, groups = s.config, []
+    assert c.heads_at_once
+    for first in range(0, c.n_heads, c.heads_at_once):
+        group = copy(s)
+        group.config = _Fewer(c, min(c.heads_at_once, c.n_heads - first))  # type: ignore[assignment]
+        group.width = group.config.n_heads * c.head_width
+        group.heads = s.numbers * group.width
+        groups.append(group)
+    return groups
+
+
+def _by_heads(s: _Step, branch: int, buckets: _Memory | None) -> tuple[_Tensor, _Memory | None]:
+    """`HeadGroups.__call__`."""
+    if _kind(s, branch) == "lsh" and buckets is None:
+        queries = _project_rows(s, ["query"])
+        if s.config.positions == "rotary":
+            queries = [_rotate(s, x) for x in queries]
+        buckets = _hash(s)
+        del queries
+    out = s.new("projections", s.stream)
+    for group in _groups(s):
+        _add_output(group, _attend_group(group, branch, _project_rows(group, _projections(s, branch))))
+    return _Tensor(_drop_again(s, out), s.stream), buckets
+
+
+def _vjp_by_heads(
+    s: _Step, branch: int, x: _Memory, gradient: _Memory | None, buckets: _Memory | None
+) -> tuple[_Tensor, _Memory | None]:
+    """`HeadGroups.vjp`."""
+    c, tape, names = s.config, s.tape, _projections(s, branch)
+    gradient = _drop_again(s, gradient) if gradient else None
+    out, dnormed = s.new("projections", s.stream), s.new("projections", s.stream)
+    for name in (*names, "output"):
+        numbers = c.d_model * s.width
+        tape.gradients.setdefault(f"{branch} {name}", s.new("gradients", FLOAT * numbers))
+    for group in _groups(s):
+        with tape.set(again=True):
+            parts = _project_rows(group, names)
+            leaves = [_Tensor(part.memory, part.size, _Node()) for part in parts]
+            with tape.set(recording=True):
+                attended = _attend_group(group, branch, leaves)
+            _add_output(group, replace(attended, node=None))
+        # The gradients of the output's matrix, of what it is given, and of what is attended to.
+        tape.multiply("projections", 4 * group.heads // FLOAT * c.d_model)
+        s.new("projections", FLOAT * group.width * c.d_model)
+        dmerged = s.new("projections", group.heads)
+        s.new("projections", group.heads // s.length * _rows(s))
+        dparts = tape.backward([(attended, dmerged)], leaves)
+        del attended, parts, leaves, dmerged
+        # Those of the projections' matrices, and of what is normalised.
+        tape.multiply("projections", len(names) * 4 * group.heads // FLOAT * c.d_model)
+        s.new("projections", 2 * s.stream // s.length * _rows(s) + FLOAT * group.width * c.d_model)
+        del dparts
+    scale = c.d_model * (1 if c.norm == "rms_norm" else 2)
+    for name in ("scale", "shift")[: scale // c.d_model]:
+        tape.gradients.setdefault(f"{branch} {name}", s.new("gradients", FLOAT * c.d_model))
+    s.new("projections", (5 if c.norm == "rms_norm" else 2) * s.stream // s.length * _rows(s))
+    return _Tensor(_drop_again(s, out), s.stream), dnormed
+
+
+def _rows(s: _Step) -> int:
+    """Tokens of a row that are normalised and multiplied at a time."""
+    return min(s.length, max(1, HEAD_ROWS // s.batch))
+
+
+def _project_rows(s: _Step, names: Sequence[str]) -> list[_Tensor]:
+    """Queries, keys and values of the heads; beside them a block of rows, normalised and multiplied."""
+    rows = _rows(s)
+    parts = [_Tensor(s.new("projections", s.heads), s.heads) for _ in names]
+    contiguous = s.batch == 1 or rows == s.length
+    normed = (1 if contiguous else 2) * s.stream // s.length * rows
+    s.new("projections", normed + len(names) * s.heads // s.length * rows)
+    s.tape.multiply("projections", len(names) * 2 * s.heads // FLOAT * s.config.d_model)
+    return parts
+
+
+def _attend_group(s: _Step, branch: int, parts: Sequence[_Tensor]) -> _Tensor:
+    *turned, v = parts
+    if s.config.positions == "rotary":
+        turned = [_rotate(s, x) for x in turned]
+    return _among(s, branch, turned, v)
+
+
+def _add_output(s: _Step, attended: _Tensor) -> None:
+    """What the heads add to the output; `attended` is held meanwhile."""
+    s.tape.multiply("projections", 2 * s.heads // FLOAT * s.config.d_model)
+    s.new("projections", s.stream // s.length * _rows(s))
+
+
+def _drop_again(s: _Step, x: _Memory) -> _Memory:
+    """By a stream of its own: which are kept, the product with them, and its quotient by their share."""
+    if not s.config.dropout:
+        return x
+    kept = s.new("projections", s.stream)
+    product = s.new("projections", s.stream)
+    quotient = s.new("projections", s.stream)
+    del kept, product
+    return quotient
 
 
 # Hashing.

@@ -14,6 +14,7 @@ from reformer.hashing.family import HashFamily
 from reformer.heads import LanguageModelHead, Scores
 from reformer.norms import build_norm
 from reformer.sampling import Sampling
+from reformer.streams import Streams
 from reformer.trunk import Trunk
 
 
@@ -28,7 +29,8 @@ class Encoder(Trunk):
         self, tokens: Int[Tensor, "batch source"], *, padding_mask: Bool[Tensor, "batch source"] | None
     ) -> Float[Tensor, "batch source width"]:
         """What the decoder attends to."""
-        encoded: Tensor = self.norm(self._run(tokens, padding_mask=padding_mask))
+        streams = self._run(tokens, padding_mask=padding_mask)
+        encoded: Tensor = self.norm(streams.merged(self.config.merge))
         return encoded
 
 
@@ -46,8 +48,8 @@ class Decoder(Trunk):
         source: Float[Tensor, "batch source width"],
         padding_mask: Bool[Tensor, "batch seq"] | None,
         source_padding_mask: Bool[Tensor, "batch source"] | None,
-    ) -> Float[Tensor, "batch seq joined"]:
-        """The merged streams, which the head makes logits of."""
+    ) -> Streams:
+        """The streams that the head makes logits of."""
         return self._run(
             tokens, padding_mask=padding_mask, source=source, source_padding_mask=source_padding_mask
         )
@@ -97,10 +99,10 @@ class ReformerEncoderDecoder(nn.Module):
         Raises:
             ValueError: more tokens than a `max_length`.
         """
-        joined = self._decode(
+        streams = self._decode(
             source, tokens, source_padding_mask=source_padding_mask, padding_mask=padding_mask
         )
-        logits: Tensor = self.decoder.head(joined)
+        logits: Tensor = self.decoder.head(streams)
         return logits
 
     def loss(
@@ -124,10 +126,10 @@ class ReformerEncoderDecoder(nn.Module):
         Raises:
             ValueError: more tokens than a `max_length`.
         """
-        joined = self._decode(
+        streams = self._decode(
             source, tokens, source_padding_mask=source_padding_mask, padding_mask=padding_mask
         )
-        return self.decoder.head.loss(joined, targets)
+        return self.decoder.head.loss(streams, targets)
 
     @torch.no_grad()
     def score(
@@ -144,10 +146,10 @@ class ReformerEncoderDecoder(nn.Module):
         Raises:
             ValueError: more tokens than a `max_length`.
         """
-        joined = self._decode(
+        streams = self._decode(
             source, tokens, source_padding_mask=source_padding_mask, padding_mask=padding_mask
         )
-        return self.decoder.head.score(joined, targets)
+        return self.decoder.head.score(streams, targets)
 
     def generate(
         self,
@@ -218,9 +220,9 @@ class ReformerEncoderDecoder(nn.Module):
         *,
         source_padding_mask: Bool[Tensor, "batch source"] | None,
         padding_mask: Bool[Tensor, "batch seq"] | None,
-    ) -> Float[Tensor, "batch seq width"]:
+    ) -> Streams:
         encoded = self.encoder(source, padding_mask=source_padding_mask)
-        joined: Tensor = self.decoder(
+        streams: Streams = self.decoder(
             tokens, source=encoded, padding_mask=padding_mask, source_padding_mask=source_padding_mask
         )
-        return joined
+        return streams

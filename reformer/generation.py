@@ -17,6 +17,7 @@ from reformer.attention.options import at_least, check_padding_mask
 from reformer.config import ReformerConfig
 from reformer.heads import LanguageModelHead
 from reformer.sampling import Sampling
+from reformer.streams import Streams
 from reformer.trunk import Trunk
 
 
@@ -83,8 +84,8 @@ class CachedDecode(DecodeState):
         super().__init__(trunk, head, ends=ends, room=room)
         caches = Caches(capacity=tokens.shape[1] + room)
         self._call = replace(call, caches=caches)
-        joined = trunk.advance(tokens, call=replace(self._call, padding_mask=padding_mask))
-        self.logits = _logits_before(joined, ends, head=head)
+        streams = trunk.advance(tokens, call=replace(self._call, padding_mask=padding_mask))
+        self.logits = _logits_before(streams, ends, head=head)
 
     def _append(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
         call = replace(self._call, positions=self._ends[:, None])
@@ -132,10 +133,10 @@ class RecomputedDecode(DecodeState):
 
     def _read(self) -> Float[Tensor, "batch vocab"]:
         padding_mask = None if self._real is None else self._real[:, : self._length]
-        joined = self._trunk.advance(
+        streams = self._trunk.advance(
             self._tokens[:, : self._length], call=replace(self._call, padding_mask=padding_mask)
         )
-        return _logits_before(joined, self._ends, head=self._head)
+        return _logits_before(streams, self._ends, head=self._head)
 
 
 @torch.no_grad()
@@ -205,10 +206,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _logits_before(
-    joined: Float[Tensor, "batch seq width"], ends: Int[Tensor, " batch"], *, head: LanguageModelHead
+    streams: Streams, ends: Int[Tensor, " batch"], *, head: LanguageModelHead
 ) -> Float[Tensor, "batch vocab"]:
     """Logits at the last token of each row."""
-    logits: Tensor = head(joined.take_along_dim((ends - 1)[:, None, None], dim=1))
+    last = (ends - 1)[:, None, None]
+    logits: Tensor = head(streams.each(lambda stream: stream.take_along_dim(last, dim=1)))
     return logits.squeeze(1)
 
 

@@ -1,4 +1,4 @@
-"""Heads: from merged streams to logits, loss and scores, row block by row block."""
+"""Heads: from the two streams to logits, loss and scores, row block by row block."""
 
 from abc import ABC, abstractmethod
 from functools import partial
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from reformer.blocks import sum_blocks
 from reformer.config import ReformerConfig
 from reformer.norms import build_norm
+from reformer.streams import Streams
 
 #: Targets of this value are not scored, as in `torch.nn.functional.cross_entropy`.
 IGNORED = -100
@@ -39,17 +40,18 @@ class _TiedProjection(nn.Module):
 
 
 class Head(nn.Module, ABC):
-    """Normalises the merged streams and makes logits of each row."""
+    """Merges the streams, normalises them, and makes logits of each row."""
 
     def __init__(self, config: ReformerConfig, *, block_length: int | None) -> None:
         super().__init__()
         self.block_length = block_length
+        self.merge = config.merge
         self.norm = build_norm(config, width=config.joined_width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, joined: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch rows classes"]:
+    def forward(self, streams: Streams) -> Float[Tensor, "batch rows classes"]:
         """Logits of every row at once."""
-        return self.logits(joined, dropout_p=self._dropout_p)
+        return self.logits(streams.merged(self.merge), dropout_p=self._dropout_p)
 
     @abstractmethod
     def logits(
@@ -57,25 +59,23 @@ class Head(nn.Module, ABC):
     ) -> Float[Tensor, "batch rows classes"]:
         """Logits, where that share of what enters a projection is dropped."""
 
-    def loss(
-        self, joined: Float[Tensor, "batch seq width"], targets: Int[Tensor, "batch seq"]
-    ) -> Float[Tensor, ""]:
+    def loss(self, streams: Streams, targets: Int[Tensor, "batch seq"]) -> Float[Tensor, ""]:
         """Mean cross-entropy in nats over the scored targets; 0 if there are none."""
         # Read here: a block that is computed again drops what it dropped, whatever the mode has become.
         dropout_p = self._dropout_p
         rows = partial(self._sum, dropout_p=dropout_p)
-        total = sum_blocks(rows, joined, targets, length=self.block_length, random=dropout_p > 0)
+        total = sum_blocks(rows, *streams, targets, length=self.block_length, random=dropout_p > 0)
         return total / (targets != IGNORED).sum().clamp(min=1)
 
     @torch.no_grad()
-    def score(self, joined: Float[Tensor, "batch seq width"], targets: Int[Tensor, "batch seq"]) -> Scores:
+    def score(self, streams: Streams, targets: Int[Tensor, "batch seq"]) -> Scores:
         """Loss and hits, summed; logits of one block of rows at a time."""
-        length = self.block_length or joined.shape[1]
-        blocks = zip(joined.split(length, dim=1), targets.split(length, dim=1), strict=True)
-        nll_nats = torch.zeros((), dtype=torch.float64, device=joined.device)
-        correct = torch.zeros((), dtype=torch.int64, device=joined.device)
-        for rows, wanted in blocks:
-            logits = self(rows).float()
+        length = self.block_length or targets.shape[1]
+        blocks = zip(*(x.split(length, dim=1) for x in (*streams, targets)), strict=True)
+        nll_nats = torch.zeros((), dtype=torch.float64, device=targets.device)
+        correct = torch.zeros((), dtype=torch.int64, device=targets.device)
+        for first, second, wanted in blocks:
+            logits = self(Streams(first, second)).float()
             nll_nats += F.cross_entropy(
                 logits.flatten(0, 1), wanted.flatten(), reduction="sum", ignore_index=IGNORED
             )
@@ -88,12 +88,13 @@ class Head(nn.Module, ABC):
 
     def _sum(
         self,
-        joined: Float[Tensor, "batch rows width"],
+        first: Float[Tensor, "batch rows d_model"],
+        second: Float[Tensor, "batch rows d_model"],
         targets: Int[Tensor, "batch rows"],
         *,
         dropout_p: float,
     ) -> Float[Tensor, ""]:
-        logits = self.logits(joined, dropout_p=dropout_p)
+        logits = self.logits(Streams(first, second).merged(self.merge), dropout_p=dropout_p)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED)
 

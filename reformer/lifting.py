@@ -28,7 +28,7 @@ class Lifting(ABC):
     def subtract(
         self, y: Float[Tensor, "batch seq d_model"], branch: Float[Tensor, "batch seq d_model"]
     ) -> Float[Tensor, "batch seq d_model"]:
-        """The stream before the branch was added."""
+        """The stream before the branch was added; the memory of `branch` may be used for it."""
 
     @abstractmethod
     def check(self) -> None:
@@ -49,7 +49,7 @@ class FloatLifting(Lifting):
     def subtract(
         self, y: Float[Tensor, "batch seq d_model"], branch: Float[Tensor, "batch seq d_model"]
     ) -> Float[Tensor, "batch seq d_model"]:
-        return y - branch
+        return torch.sub(y, branch, out=branch) if branch.dtype == y.dtype else y - branch
 
     def check(self) -> None:
         """Nothing is promised, so nothing is refused."""

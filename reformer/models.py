@@ -9,7 +9,8 @@ from reformer.generation import DecodeState, evaluating, start_decode, write_on
 from reformer.heads import ClassificationHead, LanguageModelHead, Scores
 from reformer.randomness import RandomState
 from reformer.sampling import Sampling
-from reformer.stacks import gradient_cosine, merge_streams
+from reformer.stacks import gradient_cosine
+from reformer.streams import Streams
 from reformer.trunk import Trunk
 
 
@@ -101,9 +102,7 @@ class TokenModel(Trunk):
             return gradient_cosine(
                 self._layers(),
                 self._embed(tokens),
-                objective=lambda y1, y2: self.head.loss(
-                    merge_streams(y1, y2, merge=self.config.merge)[:, :seq], targets
-                ),
+                objective=lambda y1, y2: self.head.loss(Streams(y1[:, :seq], y2[:, :seq]), targets),
                 call=call,
                 residual=self.config.residual,
                 grid_bits=self.config.grid_bits,
@@ -263,15 +262,15 @@ class ReformerClassifier(Trunk):
 
     def _pool(
         self, tokens: Int[Tensor, "batch seq"], *, padding_mask: Bool[Tensor, "batch seq"] | None
-    ) -> Float[Tensor, "batch 1 width"]:
-        """The merged streams at the first real token of each row."""
+    ) -> Streams:
+        """The streams at the first real token of each row."""
         if tokens.shape[1] == 0:
             raise ValueError("seq=0: a class is read off a token; give one at least")
-        joined = self._run(tokens, padding_mask=padding_mask)
+        streams = self._run(tokens, padding_mask=padding_mask)
         if padding_mask is None:
-            return joined[:, :1]
-        first = padding_mask.int().argmax(dim=1)
-        return joined.take_along_dim(first[:, None, None], dim=1)
+            return streams.each(lambda stream: stream[:, :1])
+        first = padding_mask.int().argmax(dim=1)[:, None, None]
+        return streams.each(lambda stream: stream.take_along_dim(first, dim=1))
 
 
 def _check_bidirectional(config: ReformerConfig, what: str) -> None:

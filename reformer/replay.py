@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from reformer.layer import Block
+from reformer.autocasting import Autocast
 from reformer.randomness import RandomState
 
 
@@ -17,28 +17,23 @@ class Replay:
 
     random: RandomState | None
     training: tuple[tuple[nn.Module, bool], ...]
-    autocast: bool
-    dtype: torch.dtype
-    device: torch.device
+    autocast: Autocast
 
     @staticmethod
-    def capture(device: torch.device, *, block: Block) -> "Replay":
+    def capture(device: torch.device, *, block: nn.Module) -> "Replay":
         """Read modes, random streams and autocast; nothing changes."""
         training = tuple((module, module.training) for module in block.modules()) if block.has_dropout else ()
         return Replay(
             RandomState.capture(device) if any(mode for _, mode in training) else None,
             training,
-            torch.is_autocast_enabled(device.type),
-            torch.get_autocast_dtype(device.type),
-            device,
+            Autocast.here(device),
         )
 
     @contextmanager
     def recomputing(self) -> Iterator[None]:
         """Gradients on, the same modules in training, the same random numbers, the same autocast."""
         random = self.random.replayed() if self.random is not None else nullcontext()
-        autocast = torch.autocast(self.device.type, dtype=self.dtype, enabled=self.autocast)
-        with torch.enable_grad(), _in_modes(self.training), random, autocast:
+        with torch.enable_grad(), _in_modes(self.training), random, self.autocast.entered():
             yield
 
 

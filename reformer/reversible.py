@@ -6,15 +6,16 @@ never hashes again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from reformer.attention.modules import AttentionCall
-from reformer.layer import Block, Branch
+from reformer.autocasting import Autocast
+from reformer.branch import Branch, Gradients
+from reformer.layer import Block
 from reformer.lifting import FloatLifting, Lifting
 from reformer.randomness import RandomState
 from reformer.replay import Replay
@@ -69,26 +70,9 @@ def reconstruction_errors(
     errors = []
     for (before1, before2), steps in reversed(passed):
         for step, buckets in reversed(steps):
-            x1, x2 = lifting.subtract(x2, step.again(x1, source=call.source, buckets=buckets).out), x1
+            x1, x2 = lifting.subtract(x2, step.again(x1, source=call.source, buckets=buckets)), x1
         errors.append(torch.maximum((x1 - before1).abs().amax(), (x2 - before2).abs().amax()))
     return torch.stack(errors[::-1])
-
-
-class _Rerun(NamedTuple):
-    """The output of a branch that was run again, and the leaves of its graph: the stream, and any source."""
-
-    out: Float[Tensor, "batch seq d_model"]
-    stream: Float[Tensor, "batch seq d_model"]
-    source: Float[Tensor, "batch source width"] | None
-
-    def gradients(self, gradient: Tensor, *, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
-        """Of the stream, the source and the parameters; None where the output does not depend on them."""
-        source = [] if self.source is None else [self.source]
-        inputs = (self.stream, *source, *parameters)
-        found: tuple[Tensor | None, ...] = (None,) * len(inputs)
-        if self.out.requires_grad:
-            found = torch.autograd.grad(self.out, inputs, gradient.to(self.out.dtype), allow_unused=True)
-        return found if source else (found[0], None, *found[1:])
 
 
 @dataclass(frozen=True)
@@ -105,13 +89,23 @@ class _Step:
         *,
         source: Float[Tensor, "batch source width"] | None,
         buckets: Int[Tensor, "batch heads n_hashes seq"] | None,
-    ) -> _Rerun:
-        """The branch of that stream, on leaves of a graph of its own."""
+    ) -> Float[Tensor, "batch seq d_model"]:
+        """The branch of that stream."""
+        with self.replay.recomputing(), torch.no_grad():
+            return self.branch(x, call=replace(self.call, source=source), buckets=buckets).out
+
+    def vjp(
+        self,
+        x: Float[Tensor, "batch seq d_model"],
+        gradient: Float[Tensor, "batch seq d_model"],
+        *,
+        source: Float[Tensor, "batch source width"] | None,
+        buckets: Int[Tensor, "batch heads n_hashes seq"] | None,
+    ) -> Gradients:
+        """The branch of that stream, and what a gradient of its output makes of what it depends on."""
+        call, autocast = replace(self.call, source=source), Autocast.here(x.device)
         with self.replay.recomputing():
-            stream = x.detach().requires_grad_()
-            source = None if source is None else source.detach().requires_grad_()
-            out = self.branch(stream, call=replace(self.call, source=source), buckets=buckets).out
-            return _Rerun(out, stream, source)
+            return self.branch.vjp(x, gradient, call=call, buckets=buckets, autocast=autocast)
 
 
 def _run(
@@ -138,6 +132,9 @@ class _ReversibleStack(torch.autograd.Function):
     inputs that need no gradient work as with any other function. So is the source, whose gradient is summed
     over the branches that look at it."""
 
+    #: Gradients come in a list, which lets go of them where they are replaced.
+    boxed_grads_call = True
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -160,22 +157,29 @@ class _ReversibleStack(torch.autograd.Function):
         return x1, x2
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("second derivatives need every activation; use residual='plain'")
+        given = gradients[0] if isinstance(gradients[0], list) else list(gradients)
         y1, y2, source, *kept = ctx.saved_tensors
-        dy1, dy2 = gradients
+        # The graph lets go of the streams too, unless it is kept for a second time.
+        ctx.maybe_clear_saved_tensors()
+        dy2, dy1 = given.pop(), given.pop()
         dsource: Tensor | None = None
         per_branch: list[list[Tensor | None]] = []
         for step, buckets in reversed(list(zip(ctx.steps, kept, strict=False))):
-            again = step.again(y1, source=source, buckets=buckets)
-            dstream, more, *found = again.gradients(dy2, parameters=step.branch.trainable_parameters())
-            y1, y2 = ctx.lifting.subtract(y2, again.out.detach()), y1
-            dy1, dy2 = dy2, _add(dy1, dstream)
-            dsource = more if dsource is None else _add(dsource, more)
-            per_branch.append(found)
+            found = step.vjp(y1, dy2, source=source, buckets=buckets)
+            y1, y2 = ctx.lifting.subtract(y2, found.out), y1
+            dy1, dy2 = dy2, _add(dy1, found.stream)
+            dsource = found.source if dsource is None else _add(dsource, found.source)
+            per_branch.append(found.parameters)
+            del found
         flat = [gradient for found in reversed(per_branch) for gradient in found]
         return (None, None, None, dy1, dy2, dsource, *flat)
 
 
 def _add(gradient: Tensor, more: Tensor | None) -> Tensor:
-    return gradient if more is None else gradient + more
+    """Their sum, in the memory of the second."""
+    if more is None:
+        return gradient
+    return torch.add(gradient, more, out=more) if more.dtype == gradient.dtype else gradient + more

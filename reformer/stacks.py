@@ -61,13 +61,6 @@ def run_plain(
     return x1, x2
 
 
-def merge_streams(
-    y1: Float[Tensor, "batch seq d_model"], y2: Float[Tensor, "batch seq d_model"], *, merge: str
-) -> Float[Tensor, "batch seq width"]:
-    """The two streams as one: side by side, or their mean."""
-    return torch.cat([y1, y2], dim=-1) if merge == "concat" else (y1 + y2) / 2
-
-
 def gradient_cosine(
     blocks: Sequence[Block],
     x: Float[Tensor, "batch seq d_model"],

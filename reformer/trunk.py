@@ -20,11 +20,12 @@ from reformer.lifting import build_lifting
 from reformer.positions import build_positions
 from reformer.randomness import RandomState
 from reformer.reversible import reconstruction_errors
-from reformer.stacks import merge_streams, run_stack
+from reformer.stacks import run_stack
+from reformer.streams import Streams
 
 
 class Trunk(nn.Module):
-    """From tokens to the two streams, merged; models add a head and a `forward`.
+    """From tokens to the two streams; models add a head and a `forward`.
 
     Hash rotations come from the config's `hash_seed`, the layer and a counter that goes up by one each
     training forward; the global random stream serves initialisation and dropout alone.
@@ -117,10 +118,8 @@ class Trunk(nn.Module):
         """What a pass tells attention under the current settings and hash draw."""
         return AttentionCall(draw=self._draw, attending=self._attending, padding_mask=padding_mask)
 
-    def advance(
-        self, tokens: Int[Tensor, "batch seq"], *, call: AttentionCall
-    ) -> Float[Tensor, "batch seq width"]:
-        """The merged streams of tokens in the pass that `call` describes; no new hash draw.
+    def advance(self, tokens: Int[Tensor, "batch seq"], *, call: AttentionCall) -> Streams:
+        """The streams of tokens in the pass that `call` describes; no new hash draw.
 
         Padding that the config's conventions ask for is appended, and left away again.
 
@@ -133,8 +132,8 @@ class Trunk(nn.Module):
         """
         seq = tokens.shape[1]
         tokens, call = self._padded(tokens, call=call)
-        joined = self._merge(self._embed(tokens, positions=call.positions), call=call)
-        return joined[:, :seq] if seq < tokens.shape[1] else joined
+        streams = self._run_blocks(self._embed(tokens, positions=call.positions), call=call)
+        return streams.each(lambda stream: stream[:, :seq]) if seq < tokens.shape[1] else streams
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """The hash draw counter, so that a resumed training draws on."""
@@ -150,8 +149,8 @@ class Trunk(nn.Module):
         padding_mask: Bool[Tensor, "batch seq"] | None,
         source: Float[Tensor, "batch source source_width"] | None = None,
         source_padding_mask: Bool[Tensor, "batch source"] | None = None,
-    ) -> Float[Tensor, "batch seq width"]:
-        """The merged streams behind the last block."""
+    ) -> Streams:
+        """The streams behind the last block."""
         self._check_length(tokens.shape[1])
         # Compiled, it would be compiled again for every value of the counter.
         call = uncompiled(self._next_call)(padding_mask)
@@ -173,17 +172,15 @@ class Trunk(nn.Module):
             real = torch.ones(batch, seq, dtype=torch.bool, device=tokens.device)
         return F.pad(tokens, (0, missing)), replace(call, padding_mask=F.pad(real, (0, missing)))
 
-    def _merge(
-        self, x: Float[Tensor, "batch seq d_model"], *, call: AttentionCall
-    ) -> Float[Tensor, "batch seq width"]:
-        y1, y2 = run_stack(
+    def _run_blocks(self, x: Float[Tensor, "batch seq d_model"], *, call: AttentionCall) -> Streams:
+        streams = run_stack(
             self._layers(),
             x,
             call=call,
             residual=self.config.residual,
             grid_bits=self.config.grid_bits,
         )
-        return merge_streams(y1, y2, merge=self.config.merge)
+        return Streams(*streams)
 
     def _embed(
         self, tokens: Int[Tensor, "batch seq"], *, positions: Int[Tensor, "batch seq"] | None = None

@@ -114,22 +114,27 @@ class SharedQueryKeyAttention(nn.Module):
         if call.caches is not None and self.layer in call.caches.of_layer:
             out, buckets = self._step(qk, v, call=call, caches=call.caches, buckets=buckets)
         else:
-            out, buckets = self._attend(qk, v, kind=kind, call=call, buckets=buckets)
+            out, buckets = self.attend(qk, v, call=call, buckets=buckets)
         return Attended(self.output(merge_heads(out)), buckets)
 
-    def _attend(
+    @property
+    def projections(self) -> tuple[nn.Linear, ...]:
+        """What makes that which `turn` and then `attend` are given, values last."""
+        return self.query_key, self.value
+
+    def attend(
         self,
         qk: Float[Tensor, "batch heads seq dim"],
         v: Float[Tensor, "batch heads seq dim"],
         *,
-        kind: str,
         call: AttentionCall,
         buckets: Int[Tensor, "batch heads n_hashes seq"] | None,
     ) -> tuple[Float[Tensor, "batch heads seq dim"], Int[Tensor, "batch heads n_hashes seq"] | None]:
-        """Attention among the tokens of this pass, and the buckets it used."""
+        """Attention among the tokens of this pass, of all heads or some, and the buckets it used."""
+        kind = call.attending.kind or self.kind
         dropout_p = self.config.attention_dropout if self.training else 0.0
         options = self.config.lsh_options(n_hashes=call.attending.n_hashes, dropout_p=dropout_p)
-        if self._fits_one_chunk(qk):
+        if self._fits_one_chunk(qk.shape[2]):
             kind = "full"
         if kind in ("full", "oracle"):
             out = _attend_densely(qk, v, kind=kind, padding_mask=call.padding_mask, options=options)
@@ -146,13 +151,22 @@ class SharedQueryKeyAttention(nn.Module):
         self, x: Float[Tensor, "batch seq d_model"], *, positions: Int[Tensor, "batch seq"] | None = None
     ) -> tuple[Float[Tensor, "batch heads seq dim"], Float[Tensor, "batch heads seq dim"]]:
         """Shared queries and keys, and values, of tokens at these positions; None counts from 0."""
-        qk = split_heads(self.query_key(x), heads=self.config.n_heads)
-        v = split_heads(self.value(x), heads=self.config.n_heads)
-        return (rotate(qk, positions=positions) if self.config.positions == "rotary" else qk), v
+        qk, v = (split_heads(project(x), heads=self.config.n_heads) for project in self.projections)
+        return self.turn(qk, positions=positions), v
 
-    def _fits_one_chunk(self, qk: Float[Tensor, "batch heads seq dim"]) -> bool:
-        """Whether transformers would not hash these."""
-        return self.config.conventions == "transformers" and qk.shape[2] <= self.config.chunk_length
+    def turn(
+        self, qk: Float[Tensor, "batch heads seq dim"], *, positions: Int[Tensor, "batch seq"] | None
+    ) -> Float[Tensor, "batch heads seq dim"]:
+        """By rotary positions, if the model has them."""
+        return rotate(qk, positions=positions) if self.config.positions == "rotary" else qk
+
+    def hashes(self, x: Float[Tensor, "batch seq d_model"], *, call: AttentionCall) -> bool:
+        """Whether these tokens are hashed in that pass."""
+        return self.hash_family(call.attending) is not None and not self._fits_one_chunk(x.shape[1])
+
+    def _fits_one_chunk(self, seq: int) -> bool:
+        """Whether transformers would not hash so few tokens."""
+        return self.config.conventions == "transformers" and seq <= self.config.chunk_length
 
     def hash_family(self, attending: Attending) -> HashFamily | None:
         """The family that the layer hashes by under these settings; None if it does not hash."""
@@ -268,18 +282,24 @@ class StandardAttention(nn.Module):
         if call.caches is not None and self.layer in call.caches.of_layer:
             out = self._step(q, k, v, caches=call.caches)
         else:
-            out = self._attend(q, k, v, call=call)
+            out, _ = self.attend(q, k, v, call=call)
         return Attended(self.output(merge_heads(out)), None)
 
-    def _attend(
+    @property
+    def projections(self) -> tuple[nn.Linear, ...]:
+        """What makes that which `turn` and then `attend` are given, values last."""
+        return self.query, self.key, self.value
+
+    def attend(
         self,
         q: Float[Tensor, "batch heads seq dim"],
         k: Float[Tensor, "batch heads seq dim"],
         v: Float[Tensor, "batch heads seq dim"],
         *,
         call: AttentionCall,
-    ) -> Float[Tensor, "batch heads seq dim"]:
-        """Attention among the tokens of this pass."""
+        buckets: Int[Tensor, "batch heads n_hashes seq"] | None = None,
+    ) -> tuple[Float[Tensor, "batch heads seq dim"], None]:
+        """Attention among the tokens of this pass, of all heads or some."""
         local = self.kind == "local"
         share = self.config.local_dropout if local else self.config.attention_dropout
         dropout_p = share if self.training else 0.0
@@ -302,7 +322,7 @@ class StandardAttention(nn.Module):
             )
         if call.caches is not None:
             self._fill(call.caches, k, v, padding_mask=call.padding_mask)
-        return out
+        return out, None
 
     def _fill(
         self,
@@ -351,13 +371,14 @@ class StandardAttention(nn.Module):
         Float[Tensor, "batch heads seq dim"],
     ]:
         """Queries, keys and values of tokens at these positions; None counts from 0."""
-        q, k, v = (
-            split_heads(project(x), heads=self.config.n_heads)
-            for project in (self.query, self.key, self.value)
-        )
-        if self.config.positions == "rotary":
-            q, k = rotate(q, positions=positions), rotate(k, positions=positions)
-        return q, k, v
+        q, k, v = (split_heads(project(x), heads=self.config.n_heads) for project in self.projections)
+        return self.turn(q, positions=positions), self.turn(k, positions=positions), v
+
+    def turn(
+        self, x: Float[Tensor, "batch heads seq dim"], *, positions: Int[Tensor, "batch seq"] | None
+    ) -> Float[Tensor, "batch heads seq dim"]:
+        """By rotary positions, if the model has them."""
+        return rotate(x, positions=positions) if self.config.positions == "rotary" else x
 
 
 class CrossAttention(nn.Module):

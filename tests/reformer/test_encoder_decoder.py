@@ -14,6 +14,7 @@ from reformer.generation import RecomputeWarning
 from reformer.layer import Block
 from reformer.lifting import build_lifting
 from reformer.reversible import reconstruction_errors
+from reformer.streams import Streams
 from tests.reformer.helpers import (
     BATCH,
     SEQ,
@@ -122,8 +123,8 @@ def test_the_gradient_of_the_source_adds_up_over_the_layers(residual: str) -> No
     encoded = model.encoder(source, padding_mask=None).detach().requires_grad_()
 
     def decode(encoded: Tensor) -> Tensor:
-        logits: Tensor = model.decoder(tokens, source=encoded, padding_mask=None, source_padding_mask=None)
-        return logits
+        streams: Streams = model.decoder(tokens, source=encoded, padding_mask=None, source_padding_mask=None)
+        return streams.merged("concat")
 
     pull = normal(BATCH, SEQ, 28, seed=9)
     (gradient,) = torch.autograd.grad(decode(encoded), encoded, pull)

@@ -366,9 +366,8 @@ def test_gradient_hooks_of_parameters_fire_once(residual: str) -> None:
 def test_a_second_derivative_is_an_error_and_not_a_wrong_number(residual: str) -> None:
     _, recomputing = both(residual)
     loss = recomputing.loss(small_tokens(), small_tokens(seed=1))
-    (gradient,) = torch.autograd.grad(loss, [recomputing.embedding.weight], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match=r"once_differentiable|second derivatives"):
+        torch.autograd.grad(loss, [recomputing.embedding.weight], create_graph=True)[0].sum().backward()
 
 
 @every_recomputing_kind
