@@ -533,7 +533,7 @@ def test_a_million_tokens_fit_where_the_last_streams_alone_are_kept() -> None:
     assert reversible.peak_bytes < 9.5 * 2**30 < 40 * 2**30 < plain.peak_bytes
     at_once = of("plain", "reference")
     assert at_once.saved_bytes > 20 * reversible.saved_bytes
-    assert at_once.peak_bytes > 100 * 2**30
+    assert at_once.peak_bytes > 90 * 2**30
     assert 1.15 < reversible.flops / plain.flops < 1.4
 
 
