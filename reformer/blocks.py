@@ -1,14 +1,19 @@
 """Row-wise functions computed in blocks, recomputed in backward, so that their inside is never kept."""
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import chain
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from reformer.autocasting import Autocast
+from reformer.compilation import uncompiled
+from reformer.randomness import RandomState
 
 
 def map_blocks(
@@ -28,25 +33,88 @@ def map_blocks(
     """
     if length is None or length >= x.shape[1]:
         return function(x)
-    return torch.cat([_recomputed(function, block, random=random) for block in x.split(length, dim=1)], dim=1)
+    blocks = x.split(length, dim=1)
+    if torch.is_grad_enabled():
+        return torch.cat([_recomputed(function, block, random=random) for block in blocks], dim=1)
+    first = function(blocks[0])
+    # Filled block by block: many results that wait to be joined would leave holes where they were.
+    out = first.new_empty(*x.shape[:2], first.shape[2])
+    for rows, done in zip(out.split(length, dim=1), chain([first], map(function, blocks[1:])), strict=True):
+        rows.copy_(done)
+    return out
 
 
 def sum_blocks(
     function: Callable[..., Float[Tensor, ""]],
     *inputs: Shaped[Tensor, "batch seq ..."],
+    parameters: Sequence[Tensor],
     length: int | None,
     random: bool = False,
 ) -> Float[Tensor, ""]:
-    """Add up a sum over rows of all inputs, `length` rows at a time; otherwise as `map_blocks`."""
+    """Add up a sum over rows, `length` rows at a time; it can be differentiated once.
+
+    Args:
+        function: of some rows of all inputs, their sum.
+        inputs: the rows.
+        parameters: what else the function depends on, as far as it needs a gradient.
+        length: rows of a block; None takes all at once.
+        random: whether the function draws from the global random stream; backward then draws the same again.
+    """
     if length is None or length >= inputs[0].shape[1]:
         return function(*inputs)
-    blocks = zip(*(x.split(length, dim=1) for x in inputs), strict=True)
-    return torch.stack([_recomputed(function, *block, random=random) for block in blocks]).sum()
+    apply = uncompiled(_SumOfBlocks.apply)
+    total: Tensor = apply(function, length, random, len(inputs), *inputs, *parameters)
+    return total
 
 
-def _recomputed(function: Callable[..., Tensor], *blocks: Tensor, random: bool) -> Tensor:
+def _recomputed(function: Callable[..., Tensor], block: Tensor, *, random: bool) -> Tensor:
     # A block casts weights by itself: else the gradients of all of them would be added up in a narrow type.
-    with Autocast.here(blocks[0].device).entered(cache=False):
-        if not torch.is_grad_enabled():
-            return function(*blocks)
-        return cast(Tensor, checkpoint(function, *blocks, use_reentrant=False, preserve_rng_state=random))
+    with Autocast.here(block.device).entered(cache=False):
+        return cast(Tensor, checkpoint(function, block, use_reentrant=False, preserve_rng_state=random))
+
+
+class _SumOfBlocks(torch.autograd.Function):
+    """The gradients of inputs are written where they belong, block by block."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        function: Callable[..., Tensor],
+        length: int,
+        random: bool,
+        n_inputs: int,
+        *tensors: Tensor,
+    ) -> Tensor:
+        device = tensors[0].device
+        ctx.function, ctx.length, ctx.n_inputs = function, length, n_inputs
+        ctx.random = RandomState.capture(device) if random else None
+        ctx.autocast = Autocast.here(device)
+        ctx.save_for_backward(*tensors)
+        return torch.stack([function(*block) for block in _split(tensors[:n_inputs], length)]).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[4:]
+        inputs = tensors[: ctx.n_inputs]
+        found = [torch.zeros_like(x) if need else None for x, need in zip(tensors, needed, strict=True)]
+        parameters = [x for x, total in zip(tensors, found, strict=True) if total is not None][
+            sum(needed[: ctx.n_inputs]) :
+        ]
+        totals = [total for total in found[ctx.n_inputs :] if total is not None]
+        by_block = _split([total for total in found[: ctx.n_inputs] if total is not None], ctx.length)
+        with ctx.random.replayed() if ctx.random is not None else nullcontext():
+            for block, rows in zip(_split(inputs, ctx.length), by_block, strict=True):
+                leaves = [x.detach().requires_grad_(need) for x, need in zip(block, needed, strict=False)]
+                with torch.enable_grad(), ctx.autocast.entered(cache=False):
+                    out = ctx.function(*leaves)
+                wanted = [x for x in leaves if x.requires_grad] + parameters
+                more = torch.autograd.grad(out, wanted, gradients[0], materialize_grads=True)
+                for total, each in zip([*rows, *totals], more, strict=True):
+                    total += each
+        return (None, None, None, None, *found)
+
+
+def _split(tensors: Sequence[Tensor], length: int) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks of rows of all of them."""
+    return zip(*(x.split(length, dim=1) for x in tensors), strict=True)

@@ -369,12 +369,13 @@ class _Windows:
 def _loss(s: _Step) -> _Tensor:
     """`TokenModel.loss`."""
     streams = [replace(x, size=x.size // s.length * s.seq) for x in _run_blocks(s, _embed(s))]
-    score = partial(_score, s)
-    return _in_blocks(s, "head", score, *streams, out_width=0, length=s.config.loss_chunk_length)
+    length = s.config.loss_chunk_length
+    whole = length is None or length >= s.seq
+    return _score(s, *streams) if whole else _sum_blocks(s, *streams, length=length or 0)
 
 
-def _score(s: _Step, first: _Tensor, second: _Tensor, *, whole: bool = True) -> _Tensor:
-    """`LanguageModelHead`, and the cross-entropy; backward asks for all of it, `whole` or not."""
+def _score(s: _Step, first: _Tensor, second: _Tensor) -> _Tensor:
+    """`LanguageModelHead`, and the cross-entropy."""
     c = s.config
     joined = s.op("head", first, second, out=first.size // c.d_model * c.joined_width, shares=True)
     normed = _dropout(s, "head", _norm(s, "head", joined, of="head", width=c.joined_width))
@@ -490,8 +491,7 @@ def _vjp_by_rows(
     s: _Step, branch: int, x: _Memory, gradient: _Memory | None, *, length: int
 ) -> tuple[_Tensor, _Memory | None]:
     out, dstream = s.new("feed_forward", s.stream), s.new("feed_forward", s.stream)
-    full = (s.length - 1) // length
-    for rows, times in ((length, full), (s.length - full * length, 1)):
+    for rows, times in _blocks(s.length, length):
         leaf = _Tensor(x, s.stream // s.length * rows, _Node())
         with s.tape.set(recording=True, times=times):
             with s.tape.set(again=True):
@@ -542,8 +542,7 @@ def _run_branch(s: _Step, branch: int, x: _Tensor, buckets: _Memory | None) -> t
     """`Branch`: what is added to a stream, and the buckets it used, which are made if there are none."""
     c = s.config
     if branch % 2:
-        rows = partial(_feed, s, branch)
-        return _in_blocks(s, "feed_forward", rows, x, out_width=c.d_model, length=c.ff_chunk_length), None
+        return _map_blocks(s, branch, x), None
     if c.heads_at_once is not None and c.heads_at_once < c.n_heads and not s.tape.recording:
         return _by_heads(s, branch, buckets)
     normed = _norm(s, "projections", x, of=f"{branch}", width=c.d_model)
@@ -552,52 +551,84 @@ def _run_branch(s: _Step, branch: int, x: _Tensor, buckets: _Memory | None) -> t
     return _dropout(s, "projections", out), buckets
 
 
-def _in_blocks(
-    s: _Step,
-    part: str,
-    function: Callable[..., _Tensor],
-    *streams: _Tensor,
-    out_width: int,
-    length: int | None,
-) -> _Tensor:
-    """`map_blocks`: a function of rows of streams, `length` tokens at a time.
+def _map_blocks(s: _Step, branch: int, x: _Tensor) -> _Tensor:
+    """`map_blocks` of the feed-forward.
 
-    Full blocks are one that is computed as often, while the results of the others are there; the last one may
-    be shorter. In backward a block runs again, up to the last tensor that is asked for.
+    Full blocks are one that is computed as often; the last one may be shorter. Where nothing is recorded they
+    are written where they belong, else their results are there until all of them are joined. In backward a
+    block runs again, up to the last tensor that is asked for.
     """
-    row, wide = FLOAT * s.batch, FLOAT * s.batch * s.config.d_model
-    tokens = streams[0].size // wide
-    if length is None or length >= tokens:
-        return function(*streams)
-    full = (tokens - 1) // length
-    blocks = ((length, full), (tokens - full * length, 1))
-    tape, memories, size = s.tape, [x.memory for x in streams], streams[0].size
-    random = [s.new(part, RANDOM_STATE) for _ in range(full + 1) if tape.recording and s.config.dropout]
-    done = [s.new(part, row * out_width * length * (full - 1))]
-    for block, times in blocks:
+    c, tape, part, length = s.config, s.tape, "feed_forward", s.config.ff_chunk_length
+    if length is None or length >= s.length:
+        return _feed(s, branch, x)
+    memory, blocks = x.memory, _blocks(s.length, length)
+    out = None if tape.recording else s.new(part, s.stream)
+    random = [
+        s.new(part, RANDOM_STATE) for _ in range(-(-s.length // length)) if tape.recording and c.dropout
+    ]
+    done: list[_Memory] = []
+    for rows, times in blocks:
+        size = s.stream // s.length * rows
+        done.append(s.new(part, 0 if out else size * (times - 1)))
         with tape.set(recording=False, times=times):
-            done.append(function(*(_Tensor(memory, wide * block) for memory in memories)).memory)
-    out = s.new(part, row * out_width * tokens)
+            done.append(_feed(s, branch, _Tensor(memory, size)).memory)
+        if out:
+            done.clear()
+    out = out or s.new(part, s.stream)
 
     def backward(gradients: _Gradients, kept: object = random) -> _Gradients:
-        done: list[_Gradients] = [[] for _ in streams]
-        for block, times in reversed(blocks):
-            for each in done:
-                each.append(s.new(part, wide * block * (times - 1)))
-            leaves = [_Tensor(memory, wide * block, _Node()) for memory in memories]
+        done: _Gradients = []
+        for rows, times in reversed(blocks):
+            size = s.stream // s.length * rows
+            done.append(s.new(part, size * (times - 1)))
+            leaf = _Tensor(memory, size, _Node())
             with tape.set(recording=True, times=times):
                 with tape.set(again=True):
-                    result = function(*leaves, whole=False)
-                for each, gradient in zip(done, tape.backward([(result, gradients[0])], leaves), strict=True):
-                    each.append(gradient)
+                    result = _feed(s, branch, leaf, whole=False)
+                done += tape.backward([(result, gradients[0])], [leaf])
             del result
-        found: _Gradients = []
-        for each in done:
-            found.append(s.new(part, size))
-            each.clear()
+        return [s.new(part, s.stream)]
+
+    return tape.record([x], [out], backward)[0]
+
+
+def _sum_blocks(s: _Step, *streams: _Tensor, length: int) -> _Tensor:
+    """`sum_blocks` of the head, which writes the gradients of its inputs where they belong."""
+    c, tape, sizes = s.config, s.tape, [x.size for x in streams]
+    memories, blocks = [x.memory for x in streams], _blocks(s.seq, length)
+    random = s.new("head", RANDOM_STATE if c.dropout else 0)
+
+    def leaves(rows: int) -> list[_Tensor]:
+        return [_Tensor(x, size // s.seq * rows, _Node()) for x, size in zip(memories, sizes, strict=True)]
+
+    for rows, times in blocks:
+        with tape.set(recording=False, times=times):
+            _score(s, *leaves(rows))
+
+    def backward(gradients: _Gradients, kept: object = random) -> _Gradients:
+        found: _Gradients = [s.new("head", size) for size in sizes]
+        matrix, scale = "embedding" if c.tie_weights else "projection", c.joined_width
+        weights = {matrix: c.joined_width * c.vocab_size, f"{matrix} bias": c.vocab_size, "head scale": scale}
+        if c.norm == "layer_norm":
+            weights["head shift"] = scale
+        for name, numbers in weights.items():
+            tape.gradients[name] = s.new("gradients", FLOAT * numbers)
+        for rows, times in reversed(blocks):
+            inputs = leaves(rows)
+            with tape.set(recording=True, times=times):
+                with tape.set(again=True):
+                    result = _score(s, *inputs)
+                tape.backward([(result, gradients[0])], inputs)
+            del result
         return found
 
-    return tape.record(streams, [out], backward)[0]
+    return tape.record(streams, [s.new("head", 0)], backward)[0]
+
+
+def _blocks(seq: int, length: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows of a full block, and how many there are; of the last one, which may be shorter, and one."""
+    full = (seq - 1) // length
+    return (length, full), (seq - full * length, 1)
 
 
 # Norms, linear layers and dropout, wherever they are.

@@ -35,8 +35,12 @@ class _TiedProjection(nn.Module):
         self._embedding = (embedding,)
         self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
 
+    @property
+    def weight(self) -> Tensor:
+        return self._embedding[0].weight
+
     def forward(self, x: Float[Tensor, "batch rows width"]) -> Float[Tensor, "batch rows vocab"]:
-        return F.linear(x, self._embedding[0].weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
 
 
 class Head(nn.Module, ABC):
@@ -64,7 +68,14 @@ class Head(nn.Module, ABC):
         # Read here: a block that is computed again drops what it dropped, whatever the mode has become.
         dropout_p = self._dropout_p
         rows = partial(self._sum, dropout_p=dropout_p)
-        total = sum_blocks(rows, *streams, targets, length=self.block_length, random=dropout_p > 0)
+        total = sum_blocks(
+            rows,
+            *streams,
+            targets,
+            parameters=self._depends_on(),
+            length=self.block_length,
+            random=dropout_p > 0,
+        )
         return total / (targets != IGNORED).sum().clamp(min=1)
 
     @torch.no_grad()
@@ -81,6 +92,10 @@ class Head(nn.Module, ABC):
             )
             correct += ((logits.argmax(dim=-1) == wanted) & (wanted != IGNORED)).sum()
         return Scores(nll_nats, correct, (targets != IGNORED).sum())
+
+    def _depends_on(self) -> list[Tensor]:
+        """What logits depend on beside the streams."""
+        return list(self.parameters())
 
     @property
     def _dropout_p(self) -> float:
@@ -109,6 +124,10 @@ class LanguageModelHead(Head):
             if config.tie_weights
             else nn.Linear(config.joined_width, config.vocab_size)
         )
+
+    def _depends_on(self) -> list[Tensor]:
+        tied = [self.projection.weight] if isinstance(self.projection, _TiedProjection) else []
+        return [*self.parameters(), *tied]
 
     def logits(
         self, joined: Float[Tensor, "batch rows width"], *, dropout_p: float

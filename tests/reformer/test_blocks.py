@@ -34,7 +34,7 @@ def test_a_sum_over_rows_gives_the_same_block_by_block(length: int | None) -> No
     def loss(rows: Tensor, wanted: Tensor) -> Tensor:
         return nn.functional.cross_entropy(rows.flatten(0, 1), wanted.flatten(), reduction="sum")
 
-    whole, blocks = loss(x, targets), sum_blocks(loss, x, targets, length=length)
+    whole, blocks = loss(x, targets), sum_blocks(loss, x, targets, parameters=[], length=length)
     assert_all_close(
         [blocks, *torch.autograd.grad(blocks, x)], [whole, *torch.autograd.grad(whole, x)], tolerance=1e-12
     )
