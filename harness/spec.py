@@ -73,6 +73,7 @@ class ModelSpec:
     norm: str
     norm_eps: float
     activation: str
+    heads_at_once: int | None
     ff_chunk_length: int | None
     loss_chunk_length: int | None
     dropout: float
@@ -253,6 +254,7 @@ class TrialSpec:
             activation=self.model.activation,
             dropout=self.model.dropout,
             attention_dropout=self.model.attention_dropout,
+            heads_at_once=self.model.heads_at_once,
             ff_chunk_length=self.model.ff_chunk_length,
             loss_chunk_length=self.model.loss_chunk_length,
             tie_weights=self.model.tie_weights,

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 FLOAT, LONG, INT, BOOL = 4, 8, 4, 1
 #: Bytes of the state of torch's random stream on the CPU.
 RANDOM_STATE = 5056
-#: Of each optimizer, how many states are as large as the parameters, and how many temporaries as one of them.
-OPTIMIZERS = {"adamw": (2, 2), "adam": (2, 2), "sgd": (1, 0)}
+#: Of each optimizer, how many states are as large as the parameters; fused, it has no temporaries.
+OPTIMIZERS = {"adamw": 2, "adam": 2, "sgd": 1}
 #: Those of `reformer.kernels.flash`, and `_COORDINATES` of `reformer.attention.options`: they import torch.
 PAIRS, ROWS, COORDINATES = 2**19, 2**13, 2**23
 #: `ROWS` of `reformer.attention.head_groups`.
@@ -114,7 +113,7 @@ def step_cost(
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer={optimizer!r}: use one of {', '.join(OPTIMIZERS)}")
-    states, temporaries = OPTIMIZERS[optimizer]
+    states = OPTIMIZERS[optimizer]
     tape = _Tape()
     loss = _loss(_Step(config, tape, batch=batch, seq=seq, threads=threads))
     saved = dict(+tape.held)
@@ -122,10 +121,8 @@ def step_cost(
     tape.backward([(loss, loss.memory)], [])
     del loss
     tape.phase = "optimizer"
-    sizes = [gradient.size for gradient in reversed(tape.gradients.values())]
-    # The last temporary of a parameter is there until the next one has its own.
-    moments = [temporaries * size + min(1, temporaries) * last for last, size in pairwise([0, *sizes])]
-    _Memory(tape, "optimizer", max(moments))
+    _Memory(tape, "optimizer", 0)
+    sizes = [gradient.size for gradient in tape.gradients.values()]
     tape.gradients.clear()
     tape.states.clear()
     assert not tape.held.total(), f"held after the step: {+tape.held}"

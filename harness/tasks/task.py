@@ -67,6 +67,13 @@ class Task(ABC):
     def training_batch(self, *, seed: int, step: int, batch_size: int) -> Batch:
         """The batch of one training step; the same arguments give the same batch."""
 
+    def check_evaluation(self) -> None:  # noqa: B027 (most tasks have one for any length)
+        """Refuse settings under which there is no evaluation set.
+
+        Raises:
+            ValueError: names the value, the rule and the mend.
+        """
+
     @abstractmethod
     def evaluation_set(self, *, seed: int) -> Batch:
         """The fixed evaluation set of a seed, from a stream that training never draws from."""

@@ -28,11 +28,10 @@ class Text(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shorter = min(self._corpus.training.size, self._corpus.evaluation.size)
-        if self.length + 1 > shorter:
-            raise ValueError(
-                f"task.length={self.length}: longer than a part of {self.corpus}, {shorter} bytes; use less"
-            )
+        self._check_length(self._corpus.training.size, part="training")
+
+    def check_evaluation(self) -> None:
+        self._check_length(self._corpus.evaluation.size, part="evaluation")
 
     @property
     def vocab_size(self) -> int:
@@ -59,6 +58,13 @@ class Text(Task):
             "corpus_files": corpus.files,
             "corpus_sha256": corpus.sha256,
         }
+
+    def _check_length(self, size: int, *, part: str) -> None:
+        if self.length + 1 > size:
+            raise ValueError(
+                f"task.length={self.length}: the {part} part of {self.corpus} has {size} bytes; "
+                f"use task.length={size - 1} or less"
+            )
 
     @property
     def _corpus(self) -> corpora.Corpus:

@@ -28,17 +28,32 @@ class Subject(Protocol):
 Step = Callable[[tuple[Tensor, Tensor], Probe], object]
 
 
-def measure_footprint(session: Subject, step: Step) -> tuple[tuple[Sample, ...], str]:
+def measure_footprint(
+    session: Subject,
+    step: Step,
+    *,
+    warm: bool = False,
+    tell: Callable[[str], None] = lambda message: None,
+) -> tuple[tuple[Sample, ...], str]:
     """Memory and cost of a step, and how resident memory was read.
 
-    A first step is not measured: it makes what later steps find made (optimizer state, cached plans).
+    Args:
+        session: what takes steps.
+        step: takes one.
+        warm: whether it took some. Else a first one is not measured: it makes what later ones find made
+            (optimizer state, cached plans).
+        tell: told which pass begins.
     """
     batch = session.batch(0)
-    step(batch, Blind())
+    if not warm:
+        step(batch, Blind())
+    tell("measuring resident memory")
     resident = ResidentPeak()
     step(batch, resident)
+    tell("measuring the allocator")
     allocator = allocator_probe(session, batch)
     step(batch, allocator)
+    tell("counting operations")
     counter = Counter()
     step(batch, counter)
     return (*resident.samples(), *allocator.samples(), *counter.samples()), resident.method

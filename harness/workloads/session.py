@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +152,8 @@ def step_sizes(session: Session) -> tuple[Sample, ...]:
 
 def _optimizer(train: TrainSpec, model: nn.Module) -> torch.optim.Optimizer:
     parameters = model.parameters()
+    common: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": True}
     if train.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=train.lr, momentum=train.beta1, weight_decay=train.weight_decay)
+        return torch.optim.SGD(parameters, momentum=train.beta1, **common)
     kind = torch.optim.AdamW if train.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=train.lr, betas=(train.beta1, train.beta2), weight_decay=train.weight_decay)
+    return kind(parameters, betas=(train.beta1, train.beta2), **common)

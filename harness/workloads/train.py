@@ -25,6 +25,15 @@ PROGRESS_EVERY_S = 1.0
 class Train(Workload):
     """Every training step is a timing sample; memory and cost are measured in steps of their own."""
 
+    def backend(self, spec: TrialSpec) -> str:
+        """As of any workload, for a task that there is an evaluation set of.
+
+        Raises:
+            ValueError: the task, or the backend that is asked for, cannot serve that spec.
+        """
+        spec.task.check_evaluation()
+        return super().backend(spec)
+
     def __call__(self, spec: TrialSpec, *, progress: Callable[[str], None]) -> Measurement:
         session = open_session(spec)
         evaluation = spec.task.evaluation_set(seed=spec.seed)
@@ -50,7 +59,9 @@ class Train(Workload):
             return Measurement(outcome=outcome, samples=common, series=series, theory=theory)
         progress("measuring memory and cost")
         footprint, method = measure_footprint(
-            session, lambda batch, probe: session.train_step(batch, step=spec.train.steps, probe=probe)
+            session,
+            lambda batch, probe: session.train_step(batch, step=spec.train.steps, probe=probe),
+            warm=True,
         )
         return Measurement(
             outcome=Outcome(status="ok", checksum=losses[-1].hex()),

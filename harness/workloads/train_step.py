@@ -11,6 +11,7 @@ from harness.probes import Blind, Stopwatch
 from harness.record import Measurement, Outcome
 from harness.workloads.measure import measure_footprint
 from harness.workloads.session import open_session, step_sizes
+from harness.workloads.whereabouts import Whereabouts
 from harness.workloads.workload import Workload
 
 if TYPE_CHECKING:
@@ -39,13 +40,18 @@ class TrainStep(Workload):
     def __call__(self, spec: TrialSpec, *, progress: Callable[[str], None]) -> Measurement:
         session = open_session(spec)
         stopwatch = Stopwatch(session.device)
-        loss = math.nan
-        for step in range(self.warmup_steps + self.timed_steps):
-            probe = Blind() if step < self.warmup_steps else stopwatch
+        loss, steps = math.nan, self.warmup_steps + self.timed_steps
+        for step in range(steps):
+            words = f"step {step + 1}/{steps}"
+            watching = Blind() if step < self.warmup_steps else stopwatch
+            probe = Whereabouts(watching, session.model, step=words, tell=progress)
             loss = float(session.train_step(session.batch(step), step=step, probe=probe))
-            progress(f"step {step + 1}/{self.warmup_steps + self.timed_steps}")
+            progress(words)
         footprint, method = measure_footprint(
-            session, lambda batch, probe: session.train_step(batch, step=0, probe=probe)
+            session,
+            lambda batch, probe: session.train_step(batch, step=0, probe=probe),
+            warm=True,
+            tell=progress,
         )
         return Measurement(
             outcome=Outcome(status="ok", checksum=loss.hex()),

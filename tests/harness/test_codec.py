@@ -98,6 +98,7 @@ def plain_specs(draw: st.DrawFn) -> dict[str, Any]:
         model__axial_shape=draw(st.none() | st.just([30, 30])),
         model__axial_dims=draw(st.none() | st.just([split, d_model - split])),
         model__max_length=draw(st.none() | st.just(task["length"] + 1)),
+        model__heads_at_once=draw(maybe_positive),
         model__ff_chunk_length=draw(maybe_positive),
         model__loss_chunk_length=draw(maybe_positive),
         model__dropout=draw(small_float),

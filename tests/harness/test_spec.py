@@ -75,6 +75,7 @@ AXIAL = {"model__positions": "axial"}
                 "n_heads",
                 "d_head",
                 "n_layers",
+                "heads_at_once",
                 "ff_chunk_length",
                 "loss_chunk_length",
             )

@@ -10,6 +10,7 @@ import pytest
 from harness.record import Measurement, Sample
 from harness.workloads import train as train_module
 from harness.workloads.session import open_session
+from harness.workloads.train_step import TrainStep
 from tests.harness.specs import trial_spec
 
 DIVERGING = {
@@ -173,3 +174,18 @@ def test_text_is_told_in_bits_and_by_its_corpus() -> None:
     assert measurement.theory["quality"] == "bits_per_byte"
     assert str(measurement.theory["corpus_sha256"]).startswith("5459d1a3880c")
     assert measurement.series["train"]["loss"][0] == pytest.approx(math.log(256), rel=0.2)
+
+
+def test_a_task_without_an_evaluation_set_of_that_length_is_refused_before_it_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = trial_spec()
+    assert spec.workload.backend(spec)
+
+    def refuse(self: object) -> None:
+        raise ValueError("task.length=9: no such windows")
+
+    monkeypatch.setattr(type(spec.task), "check_evaluation", refuse)
+    with pytest.raises(ValueError, match=r"no such windows"):
+        spec.workload.backend(spec)
+    assert TrainStep().backend(spec)
