@@ -1,8 +1,8 @@
-"""Implementations of one attention layer beside each other, length by length.
+"""Implementations of one attention layer, or of a whole model, beside each other, length by length.
 
-What is compared are trials of the workload `attention` that are equal in everything but the implementation
-and what it computes. Ratios are taken within a block (one seed, one repeat), whose trials were measured in
-turns, so that a drift of the machine falls on both sides of a ratio.
+What is compared are trials of the workload `attention`, or of `train_step`, that are equal in everything but
+the implementation and what it computes. Ratios are taken within a block (one seed, one repeat), whose trials
+were measured in turns, so that a drift of the machine falls on both sides of a ratio.
 """
 
 from __future__ import annotations
@@ -38,7 +38,45 @@ COLUMNS = (
 TIMES = {"forward_s": ".forward", "step_s": ""}
 _IMPLEMENTATION, _LENGTH = "workload.implementation", "task.length"
 #: Settings that tell layers apart; all others, but for how it was timed, tell comparisons apart.
-_OF_A_LAYER = ("implementation", "attention", "model.layers")
+_OF_A_LAYER = (
+    "implementation",
+    "attention",
+    "model.layers",
+    "model.residual",
+    "model.merge",
+    "model.heads_at_once",
+    "model.ff_chunk_length",
+    "model.loss_chunk_length",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """How a workload is told of.
+
+    Args:
+        subject: what an implementation is.
+        title: what is measured of it.
+        step: what `step_s` is the time of, in a sentence.
+        column: that at the head of a table.
+    """
+
+    subject: str
+    title: str
+    step: str
+    column: str
+
+
+#: What is measured of an implementation.
+WORKLOADS = {
+    "attention": Words(
+        subject="layer",
+        title="One attention layer",
+        step="forward and backward",
+        column="forward + backward",
+    ),
+    "train_step": Words(subject="model", title="One training step", step="in a training step", column="step"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +127,12 @@ class Comparison:
     """Layers that differ in their implementation alone.
 
     Args:
+        words: how what was measured of each is told of.
         setting: what else was varied in the study, with its level here.
         rows: by length, ours first, then SDPA, then the peers.
     """
 
+    words: Words
     setting: Mapping[str, str]
     rows: tuple[Row, ...]
 
@@ -159,22 +199,25 @@ def with_ratios(trials: pd.DataFrame) -> pd.DataFrame:
     A ratio says how many times as fast a trial is as the other one of its block. The best peer at a length
     is the one with the least geometric mean over the blocks. Without such trials the table is as it was.
     """
-    part = _layers(trials)
-    if part.empty:
+    found: dict[str, list[pd.Series[float]]] = {}
+    for workload in WORKLOADS:
+        part = _layers(trials, workload=workload)
+        if part.empty:
+            continue
+        keys = _keys(part, factors=None)
+        part = part.assign(
+            _place=cell_numbers(part, [*keys, _LENGTH]), _block=cell_numbers(part, _replicates(part))
+        )
+        peers = sorted(set(part["_layer"]) - {OURS, SDPA} - _variants(part))
+        for metric, suffix in TIMES.items():
+            if metric in part.columns:
+                for name, against in (("ratio_to_best_peer", peers), ("ratio_to_sdpa", [SDPA])):
+                    ratios = _ratios(part, metric=metric, against=against)
+                    found.setdefault(f"{name}{suffix}", []).append(ratios.dropna())
+    if not found:
         return trials
-    keys = _keys(part, factors=None)
-    part = part.assign(
-        _place=cell_numbers(part, [*keys, _LENGTH]), _block=cell_numbers(part, _replicates(part))
-    )
-    found = {}
-    for metric, suffix in TIMES.items():
-        if metric in part.columns:
-            peers = sorted(set(part["_layer"]) - {OURS, SDPA} - _variants(part))
-            found[f"ratio_to_best_peer{suffix}"] = _ratios(part, metric=metric, against=peers)
-            found[f"ratio_to_sdpa{suffix}"] = _ratios(part, metric=metric, against=[SDPA])
-    return trials.assign(
-        **{name: column.reindex(trials.index) for name, column in found.items() if column.notna().any()}
-    )
+    columns = {name: pd.concat(parts) for name, parts in found.items() if any(map(len, parts))}
+    return trials.assign(**{name: column.reindex(trials.index) for name, column in columns.items()})
 
 
 def comparisons(
@@ -185,26 +228,27 @@ def comparisons(
     Args:
         factors: swept keys and levels as typed.
     """
-    part = _layers(trials)
-    if part.empty:
-        return []
-    keys = _keys(part, factors=factors)
-    groups = level_texts(part, keys).assign(_group=cell_numbers(part, keys))
     found = []
-    for _, members in groups.groupby("_group", sort=False):
-        rows = _rows(part.loc[members.index])
-        if len({row.layer for row in rows}) > 1:
-            setting = {key: str(members[key].iloc[0]) for key in keys}
-            found.append(Comparison(setting=setting, rows=tuple(rows)))
+    for workload in WORKLOADS:
+        part = _layers(trials, workload=workload)
+        if part.empty:
+            continue
+        keys = _keys(part, factors=factors)
+        groups = level_texts(part, keys).assign(_group=cell_numbers(part, keys))
+        for _, members in groups.groupby("_group", sort=False):
+            rows = _rows(part.loc[members.index])
+            if len({row.layer for row in rows}) > 1:
+                setting = {key: str(members[key].iloc[0]) for key in keys}
+                found.append(Comparison(words=WORKLOADS[workload], setting=setting, rows=tuple(rows)))
     return found
 
 
-def _layers(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials of single layers, with the name of each."""
+def _layers(trials: pd.DataFrame, *, workload: str) -> pd.DataFrame:
+    """The trials of single layers, or of whole models, with the name of each implementation."""
     needed = ("workload", _IMPLEMENTATION, "attention", _LENGTH)
     if not set(needed) <= set(trials.columns):
         return trials.iloc[:0]
-    valid = (trials["workload"] == "attention") & (trials["outcome"] != "invalid")
+    valid = (trials["workload"] == workload) & (trials["outcome"] != "invalid")
     # A foreign record can call its length anything.
     lengths = pd.to_numeric(trials[_LENGTH], errors="coerce")
     part = trials[valid & (lengths > 0)]

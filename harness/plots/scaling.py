@@ -1,4 +1,4 @@
-"""Time and peak memory of single attention layers against the length, one line an implementation."""
+"""Time and peak memory of a layer or a training step against the length, a line an implementation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.plots import style
 from harness.plots.plot import Plot
 from harness.plots.units import axis_label, in_axis_units
 
-_PANELS = {"step_s": "Forward + backward (ms)", "peak_alloc_bytes": ""}
+_PANELS = ("step_s", "peak_alloc_bytes")
 _FAILED = {"out_of_memory": "memory", "timeout": "time"}
 
 
@@ -41,7 +41,7 @@ def _draw(comparison: Comparison, *, number: int | None) -> Plot:
     return Plot(
         name="scaling" if number is None else f"scaling-{number}",
         section="peers",
-        title=f"One layer by length{f' ({setting})' if setting else ''}",
+        title=f"{comparison.words.title} by length{f' ({setting})' if setting else ''}",
         caption=" ".join(
             [
                 "Both axes are logarithmic; bars are 95 % intervals over the repeats.",
@@ -83,7 +83,8 @@ def _panel(axes: Axes, *, comparison: Comparison, column: str) -> None:
         values = [in_axis_units(value, unit="s") for value in floor.values()]
         axes.plot(list(floor), values, color=style.MUTED, linestyle=":", linewidth=1.4, label="floor")
     _logarithmic(axes, lengths=sorted({row.length for row in comparison.rows}))
-    axes.set_title(_PANELS[column] or axis_label(metric))
+    time = f"{comparison.words.column[0].upper()}{comparison.words.column[1:]} (ms)"
+    axes.set_title(time if column == "step_s" else axis_label(metric))
 
 
 def _bars(rows: Sequence[Row], column: str, end: str, *, unit: str) -> list[float]:

@@ -159,7 +159,7 @@ def _factor_lines(effects: pd.DataFrame, *, quality: str | None) -> list[str]:
 
 
 def _peer_lines(comparison: Comparison) -> list[str]:
-    """Our layer beside the best peer at the longest length, and where layers become faster than SDPA."""
+    """Ours beside the best peer at the longest length, and where implementations become faster than SDPA."""
     where = f" ({cell_label(comparison.setting, separator=', ')})" if comparison.setting else ""
     lines = []
     told = [row for row in comparison.rows if row.layer == OURS and "ratio_to_best_peer" in row.values]
@@ -178,13 +178,13 @@ def _peer_lines(comparison: Comparison) -> list[str]:
         )
         alone = "" if forward is None else f" ({ratio(forward.mean)} forward alone)"
         lines.append(
-            f"our layer is {ratio(both.mean)}{bounds} as fast as the best peer at {longest.length:,} tokens, "
-            f"forward and backward{alone}{floor}{where}."
+            f"our {comparison.words.subject} is {ratio(both.mean)}{bounds} as fast as the best peer at "
+            f"{longest.length:,} tokens, {comparison.words.step}{alone}{floor}{where}."
         )
     crossings = [found for found in comparison.crossovers() if found.metric == "step_s"]
     if crossings:
         places = "; ".join(f"{plain(found.layer, limit=40)} {found.words}" for found in crossings)
-        lines.append(f"crossover with {SDPA}, forward and backward{where}: {places}.")
+        lines.append(f"crossover with {SDPA}, {comparison.words.step}{where}: {places}.")
     return lines
 
 

@@ -39,11 +39,11 @@ _EFFECT_METRICS = ("accuracy", "bits_per_byte", "step_s", "peak_alloc_bytes", "s
 _TRIAL_METRICS = (
     "accuracy", "bits_per_byte", "peak_alloc_bytes", "saved_bytes", "tokens_per_s", "step_s", "flops"
 )  # fmt: skip
-#: What the comparison of single layers shows, and how it calls it.
+#: What the comparison of implementations shows, and how it calls it; empty: as the workload is told of.
 _LAYER_COLUMNS = {
     "forward_s": "forward",
     "ratio_to_best_peer.forward": "× best peer",
-    "step_s": "forward + backward",
+    "step_s": "",
     "ratio_to_best_peer": "× best peer",
     "share_of_floor": "share of the floor",
     "peak_alloc_bytes": "peak memory",
@@ -118,7 +118,7 @@ def document(study: Study, *, pictures: Sequence[Placed]) -> Document:
             _effect_tables(study),
             otherwise="No factor was measured at two levels with all others equal, so no effect can be told.",
         ),
-        section("peers", "One layer beside its peers", _peer_tables(study)),
+        section("peers", "Beside the peers", _peer_tables(study)),
         section("factors", "Factor by factor", []),
         section(
             "train_eval",
@@ -306,11 +306,16 @@ def _layer_table(comparison: Comparison) -> Table:
     setting = f" ({cell_label(comparison.setting)})" if comparison.setting else ""
     return Table(
         caption=(
-            f"One attention layer{setting}: means over the repeats, with 95 % intervals. × best peer: "
+            f"{comparison.words.title}{setting}: means over the repeats, with 95 % intervals. × best peer: "
             "how many times as fast, within a repeat; a share of the floor is the part of the time that the "
             "matrix products alone would take"
         ),
-        headers=("layer", "computed by", "tokens", *_LAYER_COLUMNS.values()),
+        headers=(
+            comparison.words.subject,
+            "computed by",
+            "tokens",
+            *(name or comparison.words.column for name in _LAYER_COLUMNS.values()),
+        ),
         rows=tuple(
             (
                 cell(row.layer),
@@ -343,10 +348,10 @@ def _crossover_table(comparison: Comparison) -> Table:
         by_layer.setdefault(found.layer, {})[found.metric] = found
     return Table(
         caption=(
-            "From which length on a layer is faster than full attention (SDPA), between measured lengths by "
-            "a straight line on logarithmic axes"
+            f"From which length on a {comparison.words.subject} is faster than full attention (SDPA), "
+            "between measured lengths by a straight line on logarithmic axes"
         ),
-        headers=("layer", "forward", "forward + backward"),
+        headers=(comparison.words.subject, "forward", comparison.words.column),
         rows=tuple(
             (
                 cell(layer),

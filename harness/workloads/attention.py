@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from harness.devices import DTYPES, autocast
-from harness.peers import PEERS
+from harness.devices import autocast
+from harness.peers import OURS, PEERS, check_implementation, versions
 from harness.probes import Counter, Probe, ResidentPeak, Stopwatch
 from harness.record import Measurement, Outcome, Sample
-from harness.workloads.floor import floor_samples, product_rates
+from harness.workloads.floor import floor_samples, product_rates_of, rate_sample
 from harness.workloads.measure import allocator_probe
 from harness.workloads.session import stream_seed
 from harness.workloads.workload import Workload
@@ -23,9 +23,6 @@ from reformer.attention.modules import AttentionCall, build_attention
 
 if TYPE_CHECKING:
     from harness.spec import TrialSpec
-
-OURS = "ours"
-IMPLEMENTATIONS = (OURS, *PEERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +46,7 @@ class Attention(Workload):
     budget_s: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.implementation not in IMPLEMENTATIONS:
-            raise ValueError(
-                f"workload.implementation={self.implementation!r}: use one of {', '.join(IMPLEMENTATIONS)}"
-            )
+        check_implementation(self.implementation)
         if self.timed_steps < 1:
             raise ValueError(f"workload.timed_steps={self.timed_steps}: must be at least 1")
         if self.budget_s < 0:
@@ -74,12 +68,12 @@ class Attention(Workload):
         session.step(batch, counter)
         footprint = (*resident.samples(), *counter.samples())
         session.step(batch, allocator)
-        rates = [self._rates(spec)]
+        rates = [product_rates_of(spec)]
         stopwatch = Stopwatch(session.device)
         for step in self._within_budget(session.device):
             session.step(batch, stopwatch)
             progress(f"step {step + 1}/{self.timed_steps}")
-        rates.append(self._rates(spec))
+        rates.append(product_rates_of(spec))
         return Measurement(
             outcome=Outcome(status="ok"),
             samples=(
@@ -88,9 +82,9 @@ class Attention(Workload):
                 *footprint,
                 *allocator.samples(),
                 *floor_samples(spec.reformer_config(), batch=spec.train.batch_size, seq=spec.task.length),
-                Sample(metric="gemm_flop_per_s", unit="flop/s", values=(*rates[0], *rates[1])),
+                rate_sample(*rates),
             ),
-            environment={"mem_method": resident.method, **self._versions()},
+            environment={"mem_method": resident.method, **versions(self.implementation)},
         )
 
     def _within_budget(self, device: torch.device) -> Iterator[int]:
@@ -102,15 +96,6 @@ class Attention(Workload):
             yield step
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-
-    def _rates(self, spec: TrialSpec) -> tuple[float, ...]:
-        return product_rates(
-            spec.reformer_config(), device=torch.device(spec.device), dtype=DTYPES[spec.dtype]
-        )
-
-    def _versions(self) -> dict[str, Any]:
-        peer = PEERS.get(self.implementation)
-        return {} if peer is None else {"peer_version": f"{peer.name} {peer.version}"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The floor of an attention layer: the time that its matrix products alone would take on this machine.
+"""The floor of a layer or a model: the time that its matrix products alone would take on this machine.
 
 Hashing, sorting, softmax and every move of data are left out, so nothing reaches it.
 """
@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
+from harness.devices import DTYPES
 from harness.record import Sample
 from reformer import ReformerConfig
 from reformer.attention.modules import SHARED_KINDS
+
+if TYPE_CHECKING:
+    from harness.spec import TrialSpec
 
 #: Products of a chunk with its window, all at once: enough to pay for the call, and in cache.
 _PRODUCTS = 64
@@ -30,21 +35,51 @@ def floor_samples(config: ReformerConfig, *, batch: int, seq: int) -> tuple[Samp
     )
 
 
-def product_flops(config: ReformerConfig, *, batch: int, seq: int) -> tuple[int, int]:
-    """FLOPs of forward and of backward: projections, scores, and weighted values of the first layer.
+def model_floor_samples(config: ReformerConfig, *, batch: int, seq: int) -> tuple[Sample, ...]:
+    """`floor_flops` of a training step of the whole model.
+
+    Where the residual kind computes blocks again, so does its floor.
+    """
+    tokens = batch * seq
+    gates = 2 if config.activation in ("swiglu", "geglu") else 1
+    wide = (gates + 1) * 2 * tokens * config.d_model * config.feed_forward_width
+    blocks = [product_flops(config, batch=batch, seq=seq, layer=layer) for layer in range(config.n_layers)]
+    once = sum(forward for forward, _ in blocks) + config.n_layers * wide
+    head = 2 * tokens * config.joined_width * config.vocab_size
+    again = 0 if config.residual == "plain" else once
+    backward = sum(backward for _, backward in blocks) + 2 * (config.n_layers * wide + head) + again
+    return tuple(
+        Sample(metric="floor_flops", unit="flop", values=(float(flops),), phase=phase)
+        for phase, flops in (("forward", once + head), ("backward", backward))
+    )
+
+
+def rate_sample(*rates: tuple[float, ...]) -> Sample:
+    """Rates of matrix products, taken one or several times, as a sample."""
+    values = tuple(value for each in rates for value in each)
+    return Sample(metric="gemm_flop_per_s", unit="flop/s", values=values)
+
+
+def product_rates_of(spec: TrialSpec) -> tuple[float, ...]:
+    """`product_rates` on the device and in the type of a trial."""
+    return product_rates(spec.reformer_config(), device=torch.device(spec.device), dtype=DTYPES[spec.dtype])
+
+
+def product_flops(config: ReformerConfig, *, batch: int, seq: int, layer: int = 0) -> tuple[int, int]:
+    """FLOPs of forward and of backward: projections, scores, and weighted values of a layer's attention.
 
     Backward has two products for each of forward's, and makes the scores again.
     """
-    shared = config.kind(0) in SHARED_KINDS
+    shared = config.kind(layer) in SHARED_KINDS
     width = config.n_heads * config.head_width
     projections = (3 if shared else 4) * 2 * batch * seq * config.d_model * width
-    scores = 2 * batch * _pairs(config, seq=seq) * width
+    scores = 2 * batch * _pairs(config, seq=seq, layer=layer) * width
     return projections + 2 * scores, 2 * projections + 5 * scores
 
 
-def _pairs(config: ReformerConfig, *, seq: int) -> int:
+def _pairs(config: ReformerConfig, *, seq: int, layer: int) -> int:
     """Pairs of query and key that a head multiplies."""
-    kind = config.kind(0)
+    kind = config.kind(layer)
     if kind == "lsh":
         window = (config.n_chunks_before + 1 + config.lsh_options().after) * config.chunk_length
         return seq * config.n_hashes * min(seq, window)

@@ -144,7 +144,7 @@ def _on_a_model(spec: TrialSpec, *, sequences: int) -> list[Sample]:
     if not queries:
         return []
     by_seed = [
-        _mechanism(session.model, queries, hash_seed=hash_seed) for hash_seed in spec.evaluate.hash_seeds
+        _mechanism(session.ours, queries, hash_seed=hash_seed) for hash_seed in spec.evaluate.hash_seeds
     ]
     return [
         Sample(metric=metric, unit=unit, values=tuple(found[metric] for found in by_seed))
@@ -181,7 +181,7 @@ def fresh_queries(session: Session, *, sequences: int) -> dict[int, Float[Tensor
         assert isinstance(layer, SharedQueryKeyAttention)
         seen[layer.layer], _ = layer.project(*inputs)
 
-    handles = [layer.register_forward_pre_hook(keep) for layer in _shared_layers(session.model)]
+    handles = [layer.register_forward_pre_hook(keep) for layer in _shared_layers(session.ours)]
     batch = session.spec.task.training_batch(seed=session.spec.seed, step=0, batch_size=sequences)
     session.model.eval()
     session.model(torch.from_numpy(batch.tokens).to(session.device))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.devices import autocast
+from harness.peers import OURS, PEERS, PeerModel
 from harness.probes import Probe
 from harness.record import Sample
 from harness.spec import TrainSpec, TrialSpec
@@ -25,9 +26,15 @@ class Session:
 
     spec: TrialSpec
     device: torch.device
-    model: ReformerLM
+    model: ReformerLM | PeerModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+
+    @property
+    def ours(self) -> ReformerLM:
+        """The model, which is no peer's."""
+        assert isinstance(self.model, ReformerLM)
+        return self.model
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Tokens and targets of a training step, on the device."""
@@ -58,7 +65,7 @@ class Session:
             return self.model.loss(*batch)
 
     def evaluate(self, evaluation: Batch) -> Iterator[Sample]:
-        """Sums over the evaluation set, as trained and under every other setting."""
+        """Sums over the evaluation set, as trained and under every other setting; of models of ours alone."""
         self.model.eval()
         yield from self._score(evaluation, {}, Attending())
         if self._kinds & set(SHARED_KINDS):
@@ -79,7 +86,7 @@ class Session:
     @property
     def _kinds(self) -> set[str]:
         """Attention kinds of the layers that there are, which may be fewer than the pattern names."""
-        config = self.model.config
+        config = self.ours.config
         return {config.kind(layer) for layer in range(config.n_layers)}
 
     def _score(self, evaluation: Batch, at: dict[str, int | str], attending: Attending) -> Iterator[Sample]:
@@ -87,7 +94,7 @@ class Session:
         hashes = attending.n_hashes is not None and "lsh" not in self._kinds
         totals = {"nll_nats": 0.0, "correct": 0.0, "scored": 0.0}
         rows = self.spec.train.batch_size
-        with self.model.attending(
+        with self.ours.attending(
             kind="lsh" if hashes else attending.kind,
             n_hashes=attending.n_hashes,
             hash_seed=attending.hash_seed,
@@ -97,7 +104,7 @@ class Session:
                     evaluation.tokens[start : start + rows], evaluation.targets[start : start + rows]
                 )
                 with autocast(self.spec.device, self.spec.dtype):
-                    scores = self.model.score(*self._to_device(part))
+                    scores = self.ours.score(*self._to_device(part))
                 for name, value in scores._asdict().items():
                     totals[name] += float(value)
         for name, value in totals.items():
@@ -109,12 +116,14 @@ class Session:
         return tokens.to(self.device), targets.to(self.device)
 
 
-def open_session(spec: TrialSpec) -> Session:
-    """Build the model, its optimizer and its data; parameters depend on the seed alone."""
+def open_session(spec: TrialSpec, *, implementation: str = OURS) -> Session:
+    """Build the model, ours or a peer's, its optimizer and its data; parameters depend on the seed alone."""
     device = torch.device(spec.device)
     # This process belongs to the trial: the global stream is its own, for initialisation and dropout.
     torch.manual_seed(stream_seed("parameters", spec.seed))
-    model = ReformerLM(spec.reformer_config()).to(device)
+    ours = implementation == OURS
+    model = ReformerLM(spec.reformer_config()) if ours else PEERS[implementation].build_model(spec)
+    model = model.to(device)
     torch.manual_seed(stream_seed("dropout", spec.seed))
     return Session(
         spec=spec,

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.peers import OURS, PEERS, check_implementation, versions
 from harness.probes import Blind, Stopwatch
 from harness.record import Measurement, Outcome
+from harness.workloads.floor import model_floor_samples, product_rates_of, rate_sample
 from harness.workloads.measure import measure_footprint
 from harness.workloads.session import open_session, step_sizes
 from harness.workloads.whereabouts import Whereabouts
@@ -22,23 +24,38 @@ if TYPE_CHECKING:
 class TrainStep(Workload):
     """Time, memory and cost of a training step from fresh weights; no quality.
 
+    The rate of the machine's matrix products is taken before and after the timed steps, and the floor follows
+    from it.
+
     Args:
+        implementation: `ours`, or the peer whose model it is; a Transformer with torch's attention is ours
+            with `attention=full_standard` and `model.residual=plain`.
         warmup_steps: steps before the clock counts.
         timed_steps: steps that it counts.
     """
 
+    implementation: str = OURS
     warmup_steps: int = 2
     timed_steps: int = 10
 
     def __post_init__(self) -> None:
+        check_implementation(self.implementation)
         if self.warmup_steps < 0 or self.timed_steps < 1:
             raise ValueError(
                 f"workload.warmup_steps={self.warmup_steps}, workload.timed_steps={self.timed_steps}: "
                 "give at least 0 and 1"
             )
 
+    def backend(self, spec: TrialSpec) -> str:
+        """Ours by its backend, a peer by its name."""
+        if self.implementation == OURS:
+            return super().backend(spec)
+        PEERS[self.implementation].check_model(spec)
+        return self.implementation
+
     def __call__(self, spec: TrialSpec, *, progress: Callable[[str], None]) -> Measurement:
-        session = open_session(spec)
+        session = open_session(spec, implementation=self.implementation)
+        rates = [product_rates_of(spec)]
         stopwatch = Stopwatch(session.device)
         loss, steps = math.nan, self.warmup_steps + self.timed_steps
         for step in range(steps):
@@ -47,6 +64,7 @@ class TrainStep(Workload):
             probe = Whereabouts(watching, session.model, step=words, tell=progress)
             loss = float(session.train_step(session.batch(step), step=step, probe=probe))
             progress(words)
+        rates.append(product_rates_of(spec))
         footprint, method = measure_footprint(
             session,
             lambda batch, probe: session.train_step(batch, step=0, probe=probe),
@@ -55,6 +73,14 @@ class TrainStep(Workload):
         )
         return Measurement(
             outcome=Outcome(status="ok", checksum=loss.hex()),
-            samples=(*step_sizes(session), *stopwatch.samples(), *footprint),
-            environment={"mem_method": method},
+            samples=(
+                *step_sizes(session),
+                *stopwatch.samples(),
+                *footprint,
+                *model_floor_samples(
+                    spec.reformer_config(), batch=spec.train.batch_size, seq=spec.task.length
+                ),
+                rate_sample(*rates),
+            ),
+            environment={"mem_method": method, **versions(self.implementation)},
         )

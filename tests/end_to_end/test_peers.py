@@ -31,7 +31,7 @@ def test_every_implementation_is_measured_and_compared(checkout: Checkout) -> No
     assert backends["transformers"].tolist() == ["transformers"]
     assert (report / "figures" / "scaling.svg").exists()
     text = (report / "report.md").read_text(encoding="utf-8")
-    part = text.split("## One layer beside its peers")[1]
+    part = text.split("## Beside the peers")[1]
     assert all(f"| {layer} " in part for layer in LAYERS.values())
 
     planned = checkout.harness("plan", *line)

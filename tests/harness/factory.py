@@ -127,9 +127,10 @@ def layer(
     peak: float = 2.0**20,
     floor_s: float = 0.25,
     repeat: int = 0,
+    workload: str = "attention.Attention",
     **settings: Any,
 ) -> TrialRecord:
-    """A record of the workload `attention`, as `experiment=peers` makes them.
+    """A record of the workload `attention`, as `experiment=peers` makes them, or of `train_step`.
 
     Args:
         implementation: `ours`, `sdpa` or the name of a peer.
@@ -142,7 +143,7 @@ def layer(
     plain["model"]["layers"] = [plain["attention"]["kind"]]
     plain["attention"]["causality"] = "published" if peer else "strict"
     plain["workload"] = {
-        "_target_": "harness.workloads.attention.Attention",
+        "_target_": f"harness.workloads.{workload}",
         "implementation": implementation if peer else "ours",
     }
     samples = (

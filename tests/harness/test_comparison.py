@@ -52,6 +52,28 @@ def row(comparison, layer, length):
     return found
 
 
+class TestWorkloads:
+    def test_layers_and_models_are_compared_apart(self):
+        models = study(drift=(7.0,), workload="train_step.TrainStep")
+        trials = table([*study(), *models])
+        layer, model = comparisons(trials)
+        assert (layer.words.subject, model.words.subject) == ("layer", "model")
+        assert row(layer, "ours", 1024).values["ratio_to_best_peer"].n == 3
+        assert row(model, "ours", 1024).values["ratio_to_best_peer"].n == 1
+        assert row(model, "ours", 1024).values["step_s"].mean == pytest.approx(7.0)
+        ratios = trials.groupby("workload")["ratio_to_best_peer"].count()
+        assert ratios["attention"] == 3 * ratios["train_step"] > 0
+
+    def test_what_else_a_model_of_an_implementation_is_does_not_set_it_apart(self):
+        records = study(workload="train_step.TrainStep")
+        for record in records:
+            sdpa = record.cell["implementation"] == "sdpa"
+            record.spec["model"]["residual"] = "plain" if sdpa else "reversible"
+        one = compared(records)
+        assert one.setting == {}
+        assert one.layers == ["ours", "SDPA", "reformer_pytorch", "transformers"]
+
+
 class TestRatios:
     def test_are_to_the_best_peer_of_the_same_block(self):
         trials = table(study())

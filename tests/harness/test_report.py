@@ -120,7 +120,7 @@ class TestPeers:
     def test_layers_are_a_section_with_a_figure_and_two_tables(self, peers):
         page, markdown = peers
         assert "peers" in [attributes["id"] for attributes in page.all("section")]
-        part = markdown.split("## One layer beside its peers")[1].split("\n## ")[0]
+        part = markdown.split("## Beside the peers")[1].split("\n## ")[0]
         assert "figures/scaling.svg" in part
         rows = [
             [entry.strip() for entry in line.strip("|").split("|")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from importlib import metadata
 from typing import Any
 
@@ -12,7 +13,10 @@ from torch import nn
 
 from harness.codec import SpecError
 from harness.peers import PEERS
+from harness.peers.peer import near_square
+from harness.probes import Blind
 from harness.workloads.attention import open_layer
+from harness.workloads.session import open_session
 from reformer.attention.modules import AttentionCall, SharedQueryKeyAttention
 from tests.harness.specs import trial_spec
 
@@ -44,6 +48,72 @@ def test_a_layer_maps_a_sequence_to_one_of_its_shape_and_has_gradients(peer: str
     out.backward(session.gradient)
     assert session.inputs.grad is not None
     assert all(parameter.grad is not None for parameter in session.layer.parameters())
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    peer: {**settings, "model__residual": "reversible", "model__merge": merge, "model__d_ff": 32}
+    for (peer, settings), merge in zip(SETTINGS.items(), ("concat", "mean"), strict=True)
+}
+
+
+def model_spec(peer: str, **settings: Any) -> Any:
+    workload = {"_target_": "harness.workloads.train_step.TrainStep", "implementation": peer}
+    return trial_spec(**{**MODELS[peer], "workload": workload, **settings})
+
+
+@pytest.mark.parametrize("positions", ["axial", "learned"])
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_model_is_trained_as_ours_is(peer: str, positions: str) -> None:
+    spec = model_spec(peer, model__positions=positions)
+    session = open_session(spec, implementation=peer)
+    batch = session.batch(0)
+    losses = [float(session.train_step(batch, step=step, probe=Blind())) for step in range(12)]
+    assert losses[0] == pytest.approx(math.log(spec.task.vocab_size), rel=0.5)
+    assert losses[-1] < losses[0]
+    same, other = (open_session(spec, implementation=peer) for _ in range(2))
+    assert all(
+        torch.equal(a, b) for a, b in zip(same.model.parameters(), other.model.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_model_has_the_sizes_of_the_spec(peer: str) -> None:
+    settings = {"model__n_layers": 3, "model__d_ff": 48, "model__positions": "learned"}
+    peers = open_session(model_spec(peer, **settings), implementation=peer).model
+    ours = open_session(model_spec(peer, **settings)).model
+    theirs = sum(parameter.numel() for parameter in peers.parameters())
+    # They differ in biases and in what stands before and behind the blocks.
+    assert theirs == pytest.approx(sum(parameter.numel() for parameter in ours.parameters()), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("peer", "key", "value", "message"),
+    [
+        ("transformers", "model__residual", "plain", "use model.residual=reversible"),
+        ("transformers", "model__merge", "mean", "use model.merge=concat"),
+        ("reformer_pytorch", "model__merge", "concat", "use model.merge=mean"),
+        ("reformer_pytorch", "model__d_ff", 24, "has a multiple of model.d_model; use model.d_ff=64"),
+        ("transformers", "model__positions", "sinusoidal", "use model.positions=axial"),
+        ("transformers", "model__heads_at_once", 1, "use model.heads_at_once=null"),
+        ("transformers", "model__layers", ["lsh", "full"], "are built as lsh here; use model.layers=[lsh]"),
+        ("reformer_pytorch", "model__max_length", 64, "trains at its full length; use model.max_length=null"),
+        ("reformer_pytorch", "attention__causality", "strict", "use attention.causality=published"),
+    ],
+)
+def test_what_a_peer_s_model_does_not_compute_is_refused(
+    peer: str, key: str, value: Any, message: str
+) -> None:
+    settings = {"model__positions": "axial", "model__n_layers": 2, key: value}
+    with pytest.raises(SpecError) as caught:
+        model_spec(peer, **settings)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("length", "factors"), [(1, (1, 1)), (12, (3, 4)), (4096, (64, 64)), (8192, (64, 128)), (13, (1, 13))]
+)
+def test_positions_lie_on_the_most_square_grid_of_their_number(length: int, factors: tuple[int, int]) -> None:
+    assert near_square(length) == factors
 
 
 @pytest.mark.parametrize(

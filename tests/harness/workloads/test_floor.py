@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.workloads.attention import open_layer
-from harness.workloads.floor import floor_samples, product_flops, product_rates
+from harness.workloads.floor import floor_samples, model_floor_samples, product_flops, product_rates
+from harness.workloads.session import open_session
 from reformer import ReformerConfig
 from tests.harness.specs import trial_spec
 
@@ -61,6 +62,32 @@ def test_a_layer_with_keys_of_its_own_has_one_projection_more() -> None:
 
     assert projections("full") == 3 * 2 * 2 * 32 * 16 * 16
     assert projections("full_standard") == 4 * 2 * 2 * 32 * 16 * 16
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_products_of_a_model_are_those_that_torch_counts(activation: str) -> None:
+    settings: dict[str, Any] = {
+        "attention__backend": "reference",
+        "hashing": {"_target_": "reformer.Random"},  # needs no product
+        "attention__chunk_length": 4,
+        "model__n_layers": 3,
+        "model__activation": activation,
+    }
+
+    def floors(residual: str) -> tuple[float, float]:
+        made = trial_spec(**settings, model__residual=residual).reformer_config()
+        forward, backward = model_floor_samples(made, batch=3, seq=32)
+        return forward.values[0], backward.values[0]
+
+    session = open_session(trial_spec(**settings, model__residual="plain"))
+    with FlopCounterMode(display=False) as counter:
+        session.loss(session.batch(0))
+    forward, backward = floors("plain")
+    assert forward == counter.get_total_flops()
+    head = 2 * 3 * 32 * session.ours.config.joined_width * session.ours.config.vocab_size
+    assert floors("reversible") == floors("checkpoint") == (forward, backward + forward - head)
+    scores = 3 * 2 * 3 * 32 * 2 * 8 * 16  # layers, batch and tokens, rounds, window, width
+    assert backward == 2 * forward + scores
 
 
 def test_samples_have_phases() -> None:

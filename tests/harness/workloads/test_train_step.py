@@ -46,6 +46,8 @@ def test_there_is_a_footprint_and_no_quality() -> None:
         "saved_bytes",
         "flops",
         "operators",
+        "floor_flops",
+        "gemm_flop_per_s",
     }
     assert measurement.environment == {"mem_method": "VmHWM"}
     assert not measurement.series
