@@ -368,13 +368,22 @@ def _loss(s: _Step) -> _Tensor:
     streams = [replace(x, size=x.size // s.length * s.seq) for x in _run_blocks(s, _embed(s))]
     length = s.config.loss_chunk_length
     whole = length is None or length >= s.seq
-    return _score(s, *streams) if whole else _sum_blocks(s, *streams, length=length or 0)
+    if not whole:
+        return _sum_blocks(s, *streams, length=length or 0)
+    joined = _join(s, *streams)
+    del streams
+    return _score(s, joined)
 
 
-def _score(s: _Step, first: _Tensor, second: _Tensor) -> _Tensor:
+def _join(s: _Step, first: _Tensor, second: _Tensor) -> _Tensor:
+    """`Streams.merged`."""
+    c = s.config
+    return s.op("head", first, second, out=first.size // c.d_model * c.joined_width, shares=True)
+
+
+def _score(s: _Step, joined: _Tensor) -> _Tensor:
     """`LanguageModelHead`, and the cross-entropy."""
     c = s.config
-    joined = s.op("head", first, second, out=first.size // c.d_model * c.joined_width, shares=True)
     normed = _dropout(s, "head", _norm(s, "head", joined, of="head", width=c.joined_width))
     of = "embedding" if c.tie_weights else "projection"
     logits = _linear(s, "head", normed, of=of, inner=c.joined_width, columns=c.vocab_size, bias=True)
@@ -600,7 +609,7 @@ def _sum_blocks(s: _Step, *streams: _Tensor, length: int) -> _Tensor:
 
     for rows, times in blocks:
         with tape.set(recording=False, times=times):
-            _score(s, *leaves(rows))
+            _score(s, _join(s, *leaves(rows)))
 
     def backward(gradients: _Gradients, kept: object = random) -> _Gradients:
         found: _Gradients = [s.new("head", size) for size in sizes]
@@ -614,7 +623,7 @@ def _sum_blocks(s: _Step, *streams: _Tensor, length: int) -> _Tensor:
             inputs = leaves(rows)
             with tape.set(recording=True, times=times):
                 with tape.set(again=True):
-                    result = _score(s, *inputs)
+                    result = _score(s, _join(s, *inputs))
                 tape.backward([(result, gradients[0])], inputs)
             del result
         return found

@@ -67,16 +67,21 @@ class Head(nn.Module, ABC):
         """Mean cross-entropy in nats over the scored targets; 0 if there are none."""
         # Read here: a block that is computed again drops what it dropped, whatever the mode has become.
         dropout_p = self._dropout_p
-        rows = partial(self._sum, dropout_p=dropout_p)
+        scored = (targets != IGNORED).sum().clamp(min=1)
+        if self.block_length is None or self.block_length >= targets.shape[1]:
+            joined = streams.merged(self.merge)
+            # Nobody else may hold them, and joined they are there a second time.
+            del streams
+            return self._sum(joined, targets, dropout_p=dropout_p) / scored
         total = sum_blocks(
-            rows,
+            partial(self._sum_rows, dropout_p=dropout_p),
             *streams,
             targets,
             parameters=self._depends_on(),
             length=self.block_length,
             random=dropout_p > 0,
         )
-        return total / (targets != IGNORED).sum().clamp(min=1)
+        return total / scored
 
     @torch.no_grad()
     def score(self, streams: Streams, targets: Int[Tensor, "batch seq"]) -> Scores:
@@ -101,7 +106,7 @@ class Head(nn.Module, ABC):
     def _dropout_p(self) -> float:
         return self.dropout.p if self.dropout.training else 0.0
 
-    def _sum(
+    def _sum_rows(
         self,
         first: Float[Tensor, "batch rows d_model"],
         second: Float[Tensor, "batch rows d_model"],
@@ -109,7 +114,16 @@ class Head(nn.Module, ABC):
         *,
         dropout_p: float,
     ) -> Float[Tensor, ""]:
-        logits = self.logits(Streams(first, second).merged(self.merge), dropout_p=dropout_p)
+        return self._sum(Streams(first, second).merged(self.merge), targets, dropout_p=dropout_p)
+
+    def _sum(
+        self,
+        joined: Float[Tensor, "batch rows width"],
+        targets: Int[Tensor, "batch rows"],
+        *,
+        dropout_p: float,
+    ) -> Float[Tensor, ""]:
+        logits = self.logits(joined, dropout_p=dropout_p)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED)
 

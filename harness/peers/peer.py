@@ -71,6 +71,7 @@ class Peer:
         build: makes the layer, [batch, seq, d_model] → the same, of a spec that `check` lets pass.
         build_model: makes the language model of a spec that `check_model` lets pass.
         multiplies_width: whether its feed-forward layer is a multiple of the model's width.
+        whole_blocks: whether a sequence is whole blocks of rows of the feed-forward layer.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Peer:
     build: Callable[[TrialSpec], nn.Module]
     build_model: Callable[[TrialSpec], PeerModel]
     multiplies_width: bool = False
+    whole_blocks: bool = False
 
     def check(self, spec: TrialSpec) -> None:
         """Refuse a spec whose layer is not what the peer computes.
@@ -121,6 +123,12 @@ class Peer:
             raise ValueError(
                 f"model.d_ff={config.feed_forward_width}: {self.name} has a multiple of model.d_model; "
                 f"use model.d_ff={4 * config.d_model}"
+            )
+        block = min(config.ff_chunk_length or spec.task.length, spec.task.length)
+        if self.whole_blocks and spec.task.length % block:
+            raise ValueError(
+                f"model.ff_chunk_length={block}: {self.name} has whole blocks of rows; use a divisor of "
+                f"task.length={spec.task.length}, or model.ff_chunk_length=null"
             )
         if config.max_length != spec.task.length:
             raise ValueError(

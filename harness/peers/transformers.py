@@ -57,7 +57,7 @@ def _config(ours: ReformerConfig) -> Any:
         axial_pos_embds=ours.positions == "axial",
         axial_pos_shape=near_square(ours.max_length),
         axial_pos_embds_dim=(ours.d_model // 2, ours.d_model - ours.d_model // 2),
-        chunk_size_feed_forward=ours.ff_chunk_length or 0,
+        chunk_size_feed_forward=min(ours.ff_chunk_length or 0, ours.max_length),
         hidden_dropout_prob=ours.dropout,
         lsh_attention_probs_dropout_prob=ours.attention_dropout,
     )
@@ -81,4 +81,5 @@ TRANSFORMERS = Peer(
     chunks=1,
     build=build,
     build_model=build_model,
+    whole_blocks=True,
 )

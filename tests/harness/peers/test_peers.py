@@ -76,6 +76,13 @@ def test_a_model_is_trained_as_ours_is(peer: str, positions: str) -> None:
     )
 
 
+@pytest.mark.parametrize("rows", [8, 64])
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_model_takes_blocks_of_rows(peer: str, rows: int) -> None:
+    session = open_session(model_spec(peer, model__ff_chunk_length=rows), implementation=peer)
+    session.train_step(session.batch(0), step=0, probe=Blind())
+
+
 @pytest.mark.parametrize("peer", PEERS)
 def test_a_model_has_the_sizes_of_the_spec(peer: str) -> None:
     settings = {"model__n_layers": 3, "model__d_ff": 48, "model__positions": "learned"}
@@ -94,6 +101,7 @@ def test_a_model_has_the_sizes_of_the_spec(peer: str) -> None:
         ("reformer_pytorch", "model__merge", "concat", "use model.merge=mean"),
         ("reformer_pytorch", "model__d_ff", 24, "has a multiple of model.d_model; use model.d_ff=64"),
         ("transformers", "model__positions", "sinusoidal", "use model.positions=axial"),
+        ("transformers", "model__ff_chunk_length", 12, "use a divisor of task.length=32"),
         ("transformers", "model__heads_at_once", 1, "use model.heads_at_once=null"),
         ("transformers", "model__layers", ["lsh", "full"], "are built as lsh here; use model.layers=[lsh]"),
         ("reformer_pytorch", "model__max_length", 64, "trains at its full length; use model.max_length=null"),
