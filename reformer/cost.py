@@ -6,10 +6,10 @@ backward asks for, and runs backward. A size is held for as long as Python holds
 left after forward is what backward needs; the most that is ever held is the peak. Left out is what is small
 beside them: masks of a row, single numbers.
 
-It is a step in float32 on the CPU, by the tiled path where that can: the compiled kernel keeps as much for
-backward, and needs less beside it. And it is not the first, in which an optimizer makes its states. Nothing
-but the standard library is imported: a config is read by attribute. Checks of types that wrap every function
-hold on to its arguments, and so to sizes, until it returns: under them peaks come out too large.
+It is a step in float32 on the CPU, by the compiled kernel or the tiled path where they can. And it is not the
+first, in which an optimizer makes its states. Nothing but the standard library is imported: a config is read
+by attribute. Checks of types that wrap every function hold on to its arguments, and so to sizes, until it
+returns: under them peaks come out too large.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ OPTIMIZERS = {"adamw": 2, "adam": 2, "sgd": 1}
 PAIRS, ROWS, COORDINATES = 2**19, 2**13, 2**23
 #: `ROWS` of `reformer.attention.head_groups`.
 HEAD_ROWS = 2**12
+#: Those of `reformer/kernels/native.cpp`: queries at once, slots of a segment, most numbers of a vector.
+QUERIES, SEGMENT, LANES = 16, 256, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +87,13 @@ class StepCost:
 
 
 def step_cost(
-    config: ReformerConfig, *, batch: int, seq: int, optimizer: str = "adamw", threads: int = 1
+    config: ReformerConfig,
+    *,
+    batch: int,
+    seq: int,
+    optimizer: str = "adamw",
+    threads: int = 1,
+    compiled: bool = True,
 ) -> StepCost:
     """What a step of training a language model costs.
 
@@ -98,15 +106,16 @@ def step_cost(
     ...     config = ReformerConfig(residual=residual, positions="axial", **sizes, **blocks)
     ...     cost = step_cost(config, batch=1, seq=2**20)
     ...     print(residual, cost.flops // 10**12, cost.saved_bytes >> 30, cost.peak_bytes >> 30)
-    plain 35 37 41
-    reversible 42 2 9
+    plain 35 37 40
+    reversible 42 2 7
 
     Args:
         config: anything with the attributes of a `ReformerConfig`.
         batch: sequences a step.
         seq: tokens a sequence.
         optimizer: `adamw`, `adam` or `sgd` (with momentum).
-        threads: CPU threads; each has scratch memory in full attention.
+        threads: CPU threads; each has scratch memory in full attention and in the compiled kernel.
+        compiled: whether `auto` finds the compiled kernel, as where a C++ compiler is.
 
     Raises:
         ValueError: an optimizer or a hash family whose cost is not known.
@@ -115,7 +124,11 @@ def step_cost(
         raise ValueError(f"optimizer={optimizer!r}: use one of {', '.join(OPTIMIZERS)}")
     states = OPTIMIZERS[optimizer]
     tape = _Tape()
-    loss = _loss(_Step(config, tape, batch=batch, seq=seq, threads=threads))
+    step = _Step(config, tape, batch=batch, seq=seq, threads=threads)
+    step.compiled = compiled
+    step.native = config.backend == "native" or (config.backend == "auto" and compiled)
+    loss = _loss(step)
+    del step
     saved = dict(+tape.held)
     tape.phase = "backward"
     tape.backward([(loss, loss.memory)], [])
@@ -325,6 +338,8 @@ class _Step:
     def __init__(self, c: ReformerConfig, tape: _Tape, *, batch: int, seq: int, threads: int) -> None:
         self.config, self.tape, self.batch, self.seq, self.threads = c, tape, batch, seq, threads
         self.op, self.new = tape.op, partial(_Memory, tape)
+        #: Whether the compiled kernel is there, and whether it attends where it can.
+        self.compiled = self.native = False
         #: Tokens a row, with those that the conventions of transformers append.
         padded = c.conventions == "transformers" and seq > c.shortest_chunk
         self.length = -(-seq // c.length_multiple) * c.length_multiple if padded else seq
@@ -736,8 +751,9 @@ def _among(s: _Step, branch: int, turned: Sequence[_Tensor], v: _Tensor) -> _Ten
     kind = _kind(s, branch)
     if kind == "lsh":
         # As `LSHOptions.backend_on` the CPU.
-        tiled = s.config.backend != "reference" and not s.wraps and (s.strict or not s.same_bucket)
-        return (_tiled_attention if tiled else _lsh_attention)(s, turned[0], v)
+        if s.config.backend == "reference" or s.wraps or (s.same_bucket and not s.strict):
+            return _lsh_attention(s, turned[0], v)
+        return (_native_attention if s.native else _tiled_attention)(s, turned[0], v)
     if kind == "local":
         return _local_attention(s, turned, v)
     return _full_attention(s, kind, turned, v)
@@ -879,7 +895,7 @@ def _drop_again(s: _Step, x: _Memory) -> _Memory:
 
 def _hash(s: _Step) -> _Memory:
     """`hash_into_buckets`, and its ids as integers."""
-    c, (columns, axes, bytes_a_slot) = s.config, _hash_family(s.config)
+    c, (columns, axes, bytes_a_slot) = s.config, _hash_family(s.config, compiled=s.compiled)
     slots = s.batch * s.length * c.n_heads * c.n_hashes
     s.tape.multiply("hash", 2 * slots * c.head_width * columns)
     vectors = s.new("hash", 2 * s.heads if c.hash_dropout else 0)
@@ -893,7 +909,7 @@ def _hash(s: _Step) -> _Memory:
     return ids
 
 
-def _hash_family(c: ReformerConfig) -> tuple[int, int, int]:
+def _hash_family(c: ReformerConfig, *, compiled: bool) -> tuple[int, int, int]:
     """Columns that vectors are multiplied by, axes of the buckets, and bytes a token and round at the most.
 
     Raises:
@@ -903,9 +919,10 @@ def _hash_family(c: ReformerConfig) -> tuple[int, int, int]:
     factors = c.bucket_count if isinstance(c.bucket_count, tuple) else (c.bucket_count,)
     axes, bits = sum(factors) // 2, sum(factor.bit_length() - 1 for factor in factors)
     number = (BOOL + LONG) * bits
+    several = 2 * LONG * (len(factors) > 1)
     known = {
-        # The largest and the smallest coordinate, where they are, and the ids that follow.
-        "CrossPolytope": (axes, FLOAT * axes + 2 * (FLOAT + LONG) + 2 * LONG),
+        # The largest and the smallest coordinate, where they are, and the ids that follow; compiled, the ids.
+        "CrossPolytope": (axes, FLOAT * axes + (several if compiled else 2 * (FLOAT + LONG) + 2 * LONG)),
         "Hyperplane": (bits, number),
         "OrthogonalHyperplane": (bits, number),
         "Syndrome": (bits, FLOAT * bits + number),
@@ -1041,6 +1058,32 @@ def _tiled_attention(s: _Step, qk: _Tensor, v: _Tensor) -> _Tensor:
     kept = s.new("attend", (FLOAT + INT * c.n_hashes) * s.numbers // FLOAT * c.n_heads)
     beside = FLOAT * forward + orders, FLOAT * backward + orders
     return _fused(s, qk, v, keeps=[kept], product=product, beside=beside)
+
+
+def _native_attention(s: _Step, qk: _Tensor, v: _Tensor) -> _Tensor:
+    """`reformer.kernels.native`: it keeps what the tiled path keeps; its scratch is counted before."""
+    c, chunk, rounds = s.config, s.config.chunk_length, s.config.n_hashes
+    slots = s.batch * c.n_heads * rounds * -(-s.length // chunk) * chunk
+    product = 2 * slots * (c.n_chunks_before + 1 + s.after) * chunk * c.head_width
+    own = 0 if s.strict else chunk - 1
+    back = _up(min(min(c.n_chunks_before * chunk, s.length) + own, s.length), QUERIES)
+    ahead = 0 if s.strict else _up(min(s.after * chunk + own, s.length), QUERIES)
+    capacity = back + SEGMENT + ahead + QUERIES
+    # By slot or position: where it is, what it sees, a sum, and codes that later rounds are told.
+    earlier = (rounds - 1) * s.counts
+    lines = s.threads if s.batch * c.n_heads >= s.threads else s.batch * c.n_heads
+    of_lines = lines * (3 + earlier) * s.length
+    dim = _up(c.head_width, LANES)
+    # Queries, keys and values around a segment, and a product of values; backward, gradients and outputs too.
+    window = capacity * (3 * dim + QUERIES + 2 + earlier)
+    forward = of_lines + s.threads * (window + QUERIES * dim)
+    backward = of_lines + s.threads * (window + capacity * (5 * dim + QUERIES))
+    kept = s.new("attend", (FLOAT + INT * rounds) * s.numbers // FLOAT * c.n_heads)
+    return _fused(s, qk, v, keeps=[kept], product=product, beside=(FLOAT * forward, FLOAT * backward))
+
+
+def _up(n: int, step: int) -> int:
+    return -(-n // step) * step
 
 
 def _fused(

@@ -1,6 +1,8 @@
 """The floor of a layer or a model: the time that its matrix products alone would take on this machine.
 
-Hashing, sorting, softmax and every move of data are left out, so nothing reaches it.
+Hashing, sorting, softmax and every move of data are left out. So are, in strict mode, the keys of a window
+that a query does not see: counted are the pairs of buckets that are equally full, the fewest there can be. So
+nothing reaches it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from harness.devices import DTYPES
 from harness.record import Sample
 from reformer import ReformerConfig
 from reformer.attention.modules import SHARED_KINDS
+from reformer.hashing.buckets import total
 
 if TYPE_CHECKING:
     from harness.spec import TrialSpec
@@ -78,8 +81,12 @@ def product_flops(config: ReformerConfig, *, batch: int, seq: int, layer: int = 
 
 
 def _pairs(config: ReformerConfig, *, seq: int, layer: int) -> int:
-    """Pairs of query and key that a head multiplies."""
+    """Pairs of query and key that a head has to multiply."""
     kind = config.kind(layer)
+    if kind == "lsh" and config.lsh_options().strict:
+        return config.n_hashes * _pairs_of_a_round(
+            seq, buckets=total(config.bucket_count), band=config.lsh_options().band
+        )
     if kind == "lsh":
         window = (config.n_chunks_before + 1 + config.lsh_options().after) * config.chunk_length
         return seq * config.n_hashes * min(seq, window)
@@ -87,6 +94,21 @@ def _pairs(config: ReformerConfig, *, seq: int, layer: int) -> int:
         window = (config.local_n_chunks_before + 1) * (config.local_chunk_length or config.chunk_length)
         return seq * min(seq, window)
     return seq * (seq + 1) // 2
+
+
+def _pairs_of_a_round(seq: int, *, buckets: int, band: int) -> int:
+    """Pairs within a bucket and no further apart there than the band, as few as there can be.
+
+    A bucket of n tokens has Σ min(i, band) pairs, i from 0 to n − 1, which is convex in n: buckets of equal
+    sizes have the fewest.
+    """
+    small, larger = divmod(seq, buckets)
+
+    def pairs(n: int) -> int:
+        inside = min(n, band + 1)
+        return inside * (inside - 1) // 2 + max(0, n - band - 1) * band
+
+    return (buckets - larger) * pairs(small) + larger * pairs(small + 1)
 
 
 def product_rates(config: ReformerConfig, *, device: torch.device, dtype: torch.dtype) -> tuple[float, ...]:

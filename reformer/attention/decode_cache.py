@@ -17,6 +17,7 @@ from reformer.attention.options import LSHOptions
 from reformer.attention.projection import unit_keys
 from reformer.attention.sorting import sort_by_bucket
 from reformer.hashing.family import HashFunction
+from reformer.kernels import native
 
 
 @dataclass(kw_only=True, eq=False)
@@ -122,9 +123,12 @@ class LSHCache:
     ) -> Float[Tensor, "rows 1 value"]:
         """One softmax over the slots, of which the last is the token itself: the last resort."""
         rounds, own_score = self.options.n_hashes, SELF
-        if self.options.duplicates == "sum":
+        counts = self.options.duplicates == "count"
+        own_score += 0.0 if counts else math.log(rounds)
+        if query.dtype == self.store.dtype and self._backend(query) == "native":
+            return native.step(query, slots, self.store, once=counts, own_score=own_score)
+        if not counts:
             hidden = slots == 0
-            own_score += math.log(rounds)
         elif rounds > 1:
             # Of each slot one copy is left, and of slot 0 none.
             slots = slots.sort(dim=1).values
@@ -138,6 +142,9 @@ class LSHCache:
         scores = _wide(query @ seen[..., :dim].transpose(1, 2)).masked_fill_(hidden[:, None], MASKED)
         scores[..., -1] = own_score
         return scores.softmax(dim=-1).to(seen.dtype) @ seen[..., dim:]
+
+    def _backend(self, query: Float[Tensor, "rows 1 dim"]) -> str:
+        return self.options.backend_on(query.device, dtype=query.dtype, width=query.shape[-1])
 
     def _clear_out(self, *, slots: int) -> None:
         """Keep what the queues hold, in a store of so many slots, numbered anew in the same order."""

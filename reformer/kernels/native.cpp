@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include <omp.h>
 
@@ -771,7 +772,52 @@ inline int64_t nearest_signed_axis(const float* x, int64_t half) {
 
 }  // namespace
 
+// A token's attention to the slots of its row's store, of which the last is its own and slot 0 is no token:
+// one softmax over all of them, `once` over each; its own score is given.
+void step(const float* query, const int32_t* slots, int64_t count, const float* store, int64_t dim, int64_t value,
+          bool once, float own_score, float* out) {
+  std::vector<int32_t> seen(slots, slots + count);
+  const int32_t own = seen.back();
+  seen.pop_back();
+  std::sort(seen.begin(), seen.end());
+  if (once) seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
+  seen.erase(seen.begin(), std::upper_bound(seen.begin(), seen.end(), 0));
+  seen.push_back(own);
+  const int64_t width = dim + value, last = static_cast<int64_t>(seen.size()) - 1;
+  std::vector<float> weights(seen.size());
+  weights[last] = own_score;
+  float largest = own_score;
+  for (int64_t n = 0; n < last; ++n) {
+    const float* key = store + seen[n] * width;
+    float score = 0;
+#pragma omp simd reduction(+ : score)
+    for (int64_t i = 0; i < dim; ++i) score += query[i] * key[i];
+    weights[n] = score;
+    largest = std::max(largest, score);
+  }
+  float total = 0;
+  std::fill(out, out + value, 0.f);
+  for (int64_t n = 0; n <= last; ++n) {
+    const float weight = std::exp(weights[n] - largest);
+    const float* v = store + seen[n] * width + dim;
+    total += weight;
+#pragma omp simd
+    for (int64_t i = 0; i < value; ++i) out[i] += weight * v[i];
+  }
+  for (int64_t i = 0; i < value; ++i) out[i] /= total;
+}
+
 extern "C" {
+
+// `step` of every row; all arrays are contiguous.
+void reformer_step(const float* query, const int32_t* slots, const float* store, int64_t rows, int64_t count,
+                   int64_t length, int64_t dim, int64_t value, int64_t once, float own_score, int64_t threads,
+                   float* out) {
+#pragma omp parallel for num_threads(threads)
+  for (int64_t row = 0; row < rows; ++row)
+    step(query + row * dim, slots + row * count, count, store + row * length * (dim + value), dim, value, once,
+         own_score, out + row * value);
+}
 
 // Floats of scratch memory that a problem needs; 64 bytes aligned.
 int64_t reformer_scratch(const Problem* p, int64_t backward) {

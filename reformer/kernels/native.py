@@ -85,6 +85,27 @@ def nearest_signed_axis(coordinates: Float[Tensor, "*rows half"]) -> Int[Tensor,
     return found
 
 
+def step(
+    query: Float[Tensor, "rows 1 dim"],
+    slots: Int[Tensor, "rows in_sight"],
+    store: Float[Tensor, "rows slots key_and_value"],
+    *,
+    once: bool,
+    own_score: float,
+) -> Float[Tensor, "rows 1 value"]:
+    """Attention of a token a row to slots of its store, as `LSHCache` has them. Float32 alone, no gradient.
+
+    Args:
+        query: one a row.
+        slots: the token's own last; 0 is no token.
+        store: key and value of each slot.
+        once: whether a slot counts once however often it is there.
+        own_score: of the token with itself.
+    """
+    found: Tensor = torch.ops.reformer.native_step(query, slots, store, once, own_score)
+    return found
+
+
 def _flattened(pattern: Pattern) -> tuple[list[int], list[float]]:
     counts = [pattern.chunk_length, pattern.before, pattern.after]
     switches = [int(pattern.strict), int(pattern.causal), int(pattern.count)]
@@ -160,6 +181,21 @@ def _nearest_signed_axis(coordinates: Tensor) -> Tensor:
     return found
 
 
+def _step(query: Tensor, slots: Tensor, store: Tensor, once: bool, own_score: float) -> Tensor:
+    (rows, count), (_, length, width), dim = slots.shape, store.shape, query.shape[-1]
+    out = query.new_empty(rows, 1, width - dim)
+    query, slots, store = query.contiguous(), slots.to(torch.int32).contiguous(), store.contiguous()
+    sizes = (rows, count, length, dim, width - dim, int(once))
+    _library().reformer_step(
+        *(ctypes.c_void_p(each.data_ptr()) for each in (query, slots, store)),
+        *(ctypes.c_int64(size) for size in sizes),
+        ctypes.c_float(own_score),
+        ctypes.c_int64(torch.get_num_threads()),
+        ctypes.c_void_p(out.data_ptr()),
+    )
+    return out
+
+
 _OPERATORS = torch.library.Library("reformer", "DEF")
 _SETTINGS = "Tensor? real, int[] counts, float[] numbers, int seed"
 _OPERATORS.define(
@@ -170,10 +206,14 @@ _OPERATORS.define(
     f"{_SETTINGS}) -> (Tensor, Tensor)"
 )
 _OPERATORS.define("nearest_signed_axis(Tensor coordinates) -> Tensor")
+_OPERATORS.define(
+    "native_step(Tensor query, Tensor slots, Tensor store, bool once, float own_score) -> Tensor"
+)
 for _name, _function in (
     ("native_forward", _forward),
     ("native_backward", _backward),
     ("nearest_signed_axis", _nearest_signed_axis),
+    ("native_step", _step),
 ):
     _OPERATORS.impl(_name, _function, "CPU")
 
@@ -201,6 +241,13 @@ def _backward_flops(
 ) -> int:
     """Scores again, and the gradients by weights, values, keys, and queries."""
     return _products(order, counts, dim=qk[-1], value=v[-1], dims=3, values=2)
+
+
+@register_flop_formula(torch.ops.reformer.native_step)
+def _step_flops(query: Sequence[int], slots: Sequence[int], store: Sequence[int], *_: Any, **__: Any) -> int:
+    """A score and a weighted value of everything in sight, though what is there twice is left out."""
+    rows, count = slots
+    return 2 * rows * count * store[-1]
 
 
 def _products(

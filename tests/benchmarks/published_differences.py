@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from harness.probes import CpuAllocator
 from reformer import ReformerConfig, ReformerLM, full_attention, lsh_attention
 from reformer.attention.modules import merge_heads, split_heads
+from reformer.layer import Block
 
 VOCAB, LENGTH, CHUNK, BUCKETS, WIDTH, HEADS = 64, 256, 16, 32, 64, 4
 ROUNDS = (1, 4)
@@ -275,33 +276,36 @@ def _lucidrains_seams(qk: Tensor, v: Tensor) -> Tensor:
 def feed_forward() -> Row:
     """MiB that a chunked feed-forward keeps for backward, unchunked → in 16 chunks."""
     found = {}
-    builders: dict[str, tuple[nn.Module, nn.Module]] = {
-        "ours": (
-            ReformerLM(_our_config(1)).blocks[0].feed_forward,
-            ReformerLM(_our_config(1, ff_chunk_length=LENGTH // 16)).blocks[0].feed_forward,
-        ),
+    builders: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+        "ours": (_our_feed_forward(None), _our_feed_forward(LENGTH // 16)),
         "transformers": (
-            _transformers_model(1).reformer.encoder.layers[0].feed_forward,
-            _transformers_model(1, ff_chunk=LENGTH // 16).reformer.encoder.layers[0].feed_forward,
+            _transformers_model(1).reformer.encoder.layers[0].feed_forward.train(),
+            _transformers_model(1, ff_chunk=LENGTH // 16).reformer.encoder.layers[0].feed_forward.train(),
         ),
         "reformer-pytorch": (_lucidrains_feed_forward(1), _lucidrains_feed_forward(16)),
     }
-    for name, modules in builders.items():
-        found[name] = " → ".join(f"{_saved(module) / MIB:.2f}" for module in modules)
+    for name, branches in builders.items():
+        found[name] = " → ".join(f"{_saved(branch) / MIB:.2f}" for branch in branches)
     return found
+
+
+def _our_feed_forward(rows: int | None) -> Callable[[Tensor], Tensor]:
+    """The branch with its norm, as the others'."""
+    block = ReformerLM(_our_config(1, ff_chunk_length=rows)).blocks[0]
+    assert isinstance(block, Block)
+    return block.feed
 
 
 def _lucidrains_feed_forward(chunks: int) -> nn.Module:
     module: nn.Module = _lucidrains_model(1, ff_chunks=chunks).reformer.layers.blocks[0].g.net
-    return module
+    return module.train()
 
 
-def _saved(module: nn.Module) -> int:
+def _saved(branch: Callable[[Tensor], Tensor]) -> int:
     x = torch.randn(8, LENGTH, WIDTH, requires_grad=True)
     allocator = CpuAllocator(0)
-    module.train()
     with allocator.phase("forward"):
-        out = module(x)
+        out = branch(x)
     kept = next(sample.values[0] for sample in allocator.samples() if sample.metric == "saved_bytes")
     return int(kept) - out.untyped_storage().nbytes()
 

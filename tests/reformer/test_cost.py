@@ -63,6 +63,7 @@ DEFAULTS: dict[str, Any] = {
     "batch": 2,
     "seq": 256,
     "optimizer": "adamw",
+    "compiled": False,
     "vocab_size": 128,
     "max_length": 512,
     "d_model": 64,
@@ -165,6 +166,33 @@ CASES: dict[str, dict[str, Any]] = {
         "duplicates": "sum",
     },
     "transformers, one chunk": {"conventions": "transformers", "seq": 30, "layers": ("lsh", "local")},
+    "compiled": {"compiled": True, "backend": "auto"},
+    "compiled, published": {
+        "compiled": True,
+        "backend": "auto",
+        "causality": "published",
+        "n_chunks_after": 1,
+        "n_hashes": 5,
+        "residual": "plain",
+    },
+    "compiled, longer": {
+        "compiled": True,
+        "backend": "native",
+        "seq": 4096,
+        "max_length": 4096,
+        "n_hashes": 4,
+        "chunk_length": 64,
+        "d_head": 20,
+        "heads_at_once": 2,
+        "attention_dropout": 0.1,
+    },
+    "compiled, factorised": {
+        "compiled": True,
+        "backend": "auto",
+        "n_buckets": (8, 16),
+        "seq": 1024,
+        "max_length": 1024,
+    },
     "tiled": {"backend": "auto"},
     "tiled, plain": {"backend": "auto", "residual": "plain", "attention_dropout": 0.1, "seq": 250},
     "tiled, published": {"backend": "auto", "causality": "published", "n_hashes": 4, "chunk_length": 16},
@@ -271,11 +299,13 @@ class Case:
     batch: int
     seq: int
     optimizer: str
+    #: Whether the compiled kernel is there.
+    compiled: bool
 
     @staticmethod
     def of(**settings: Any) -> "Case":
         given = DEFAULTS | settings
-        work = {name: given.pop(name) for name in ("batch", "seq", "optimizer")}
+        work = {name: given.pop(name) for name in ("batch", "seq", "optimizer", "compiled")}
         return Case(ReformerConfig(**given), **work)
 
     def cost(self) -> Any:
@@ -284,6 +314,7 @@ class Case:
             batch=self.batch,
             seq=self.seq,
             optimizer=self.optimizer,
+            compiled=self.compiled,
         )
 
     def model(self) -> torch.nn.Module:
@@ -329,11 +360,12 @@ def measured(case: Case) -> Measured:
     return Measured(flops, int(saved.values[0]), {str(peak.phase): int(peak.values[0]) for peak in peaks})
 
 
-def measure(names: Sequence[str]) -> None:
+def measure(names: Sequence[str], *, compiled: bool) -> None:
     """Print what these cases cost."""
     torch.set_num_threads(1)
-    # Without its compiled kernel, `auto` is the tiled path.
-    native.missing = lambda: "left out here"  # type: ignore[assignment]
+    if not compiled:
+        # Without its compiled kernel, `auto` is the tiled path.
+        native.missing = lambda: "left out here"  # type: ignore[assignment]
     gc.collect()
     # The probes collect garbage around each phase: what is there now is none.
     gc.freeze()
@@ -344,10 +376,11 @@ def named(name: str) -> "Case":
     return Case.of(**(CASES[name] if name in CASES else drawn(*(DRAWN | MANY)[name])))
 
 
-def measured_apart(names: Sequence[str]) -> dict[str, Measured]:
+def measured_apart(names: Sequence[str], *, compiled: bool = False) -> dict[str, Measured]:
     """From a process of its own, since the checks of shapes hold on to arguments for the length of a call."""
+    code = f"from {__name__} import measure; measure({list(names)!r}, compiled={compiled})"
     result = subprocess.run(
-        [sys.executable, "-c", f"from {__name__} import measure; measure({list(names)!r})"],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,
@@ -359,7 +392,9 @@ def measured_apart(names: Sequence[str]) -> dict[str, Measured]:
 
 @pytest.fixture(scope="module")
 def measurements() -> dict[str, Measured]:
-    return measured_apart([*CASES, *DRAWN])
+    compiled = [name for name, settings in CASES.items() if settings.get("compiled")]
+    others = [name for name in CASES if name not in compiled]
+    return measured_apart([*others, *DRAWN]) | measured_apart(compiled, compiled=True)
 
 
 def held(by_part: Mapping[str, int]) -> int:

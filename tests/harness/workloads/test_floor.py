@@ -33,6 +33,7 @@ def test_products_of_lsh_attention_are_those_of_its_reference_backend() -> None:
         "attention__backend": "reference",
         "hashing": {"_target_": "reformer.Random"},  # needs no product
         "attention__n_hashes": 3,
+        "attention__causality": "published",
     }
     forward, _ = product_flops(config(**settings), batch=3, seq=32)
     assert forward == counted(**settings)
@@ -55,6 +56,30 @@ def test_windows_are_as_wide_as_their_chunks() -> None:
     assert scores(model__layers=["full_standard"]) == 2 * (32 * 33 // 2) * 16
 
 
+@pytest.mark.parametrize("seq", [1, 32, 37, 300])
+@pytest.mark.parametrize("buckets", [2, 8, 64])
+@pytest.mark.parametrize("chunk_length", [1, 5, 64])
+def test_strict_layers_have_the_pairs_of_equally_full_buckets_and_never_more_than_others(
+    seq: int, buckets: int, chunk_length: int
+) -> None:
+    settings = {"attention__n_buckets": buckets, "attention__chunk_length": chunk_length}
+    made = config(attention__causality="strict", attention__n_hashes=1, **settings)
+    forward, backward = product_flops(made, batch=1, seq=seq)
+    found = (backward - 2 * forward) // (2 * made.n_heads * made.head_width)
+
+    def pairs(ids: torch.Tensor) -> int:
+        """Seen by brute force: of the same bucket, before it there, no further than the band."""
+        total = 0
+        for bucket in ids.unique():
+            size = int((ids == bucket).sum())
+            total += sum(min(rank, chunk_length) for rank in range(size))
+        return total
+
+    assert found == pairs(torch.arange(seq) % buckets)
+    random = torch.randint(buckets, (20, seq), generator=torch.Generator().manual_seed(0))
+    assert all(found <= pairs(ids) for ids in random)
+
+
 def test_a_layer_with_keys_of_its_own_has_one_projection_more() -> None:
     def projections(kind: str) -> int:
         forward, backward = product_flops(config(model__layers=[kind]), batch=2, seq=32)
@@ -70,6 +95,7 @@ def test_products_of_a_model_are_those_that_torch_counts(activation: str) -> Non
         "attention__backend": "reference",
         "hashing": {"_target_": "reformer.Random"},  # needs no product
         "attention__chunk_length": 4,
+        "attention__causality": "published",
         "model__n_layers": 3,
         "model__activation": activation,
     }

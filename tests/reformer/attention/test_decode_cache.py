@@ -102,6 +102,25 @@ def test_lsh_steps_equal_the_dense_twin(row: dict[str, Any]) -> None:
     assert_all_close([steps], [expected[:, :, prompt:]], tolerance=1e-13)
 
 
+@pytest.mark.parametrize("backend", ["native", "flash", "reference"])
+@pytest.mark.parametrize("row", pairwise(STEPS))
+def test_lsh_steps_in_float32_equal_the_wide_twin_whoever_computes_them(
+    row: dict[str, Any], backend: str
+) -> None:
+    options = dict(row)
+    prompt, count = options.pop("prompt"), options.pop("count")
+    padding_mask = some_padding(prompt=prompt) if options.pop("padded") else None
+    qk, v = query_and_value(dtype=torch.float32)
+    buckets = some_buckets(options.pop("n_hashes"), count=count)
+    common = {"padding_mask": padding_mask, **options}
+    expected = reference.lsh_attention(
+        qk.double(), v.double(), n_hashes=buckets.shape[2], buckets=buckets, **common
+    )
+    cache = lsh_cache(qk, v, buckets, prompt=prompt, n_buckets=count, backend=backend, **common)
+    steps = lsh_steps(cache, qk, v, buckets, start=prompt)
+    assert_all_close([steps], [expected[:, :, prompt:]], tolerance=1e-5)
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("prompt", [1, 6, 14, 23])
 @pytest.mark.parametrize(

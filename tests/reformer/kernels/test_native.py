@@ -94,6 +94,38 @@ def test_a_padding_mask_may_lie_in_any_order(monkeypatch: pytest.MonkeyPatch) ->
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("once", [True, False])
+@pytest.mark.parametrize("dim", [1, 7, 64])
+def test_a_step_is_a_softmax_over_the_slots_in_sight(once: bool, dim: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    query, store = (torch.randn(*shape, generator=random) for shape in ((3, 1, dim), (3, 23, dim + 11)))
+    slots = torch.randint(22, (3, 37), generator=random, dtype=torch.int32)
+    slots[:, -1] = 22
+    slots[1, :-1] = 0  # nothing but itself
+    found = native.step(query, slots, store, once=once, own_score=-1e5)
+    for row in range(3):
+        seen = [int(slot) for slot in slots[row, :-1] if slot]
+        seen = [*(sorted(set(seen)) if once else seen), 22]
+        scores = store[row, seen, :dim].double() @ query[row, 0].double()
+        scores[-1] = -1e5
+        expected = scores.softmax(dim=0) @ store[row, seen, dim:].double()
+        torch.testing.assert_close(found[row, 0].double(), expected, rtol=0, atol=1e-5)
+    assert torch.equal(found[1, 0], store[1, 22, dim:])
+
+
+def test_a_step_counts_a_score_and_a_value_of_all_in_sight() -> None:
+    counter = Counter()
+    with counter.phase("step"):
+        native.step(
+            torch.ones(3, 1, 7),
+            torch.ones(3, 37, dtype=torch.int32),
+            torch.ones(3, 5, 18),
+            once=True,
+            own_score=0.0,
+        )
+    assert counter.samples()[0].values == (2 * 3 * 37 * 18,)
+
+
 def test_its_operations_are_counted_as_those_of_whole_windows() -> None:
     """As those of the tiled path."""
     qk, v, buckets = inputs(4 * 25, heads=3)
