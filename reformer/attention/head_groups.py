@@ -222,7 +222,7 @@ class HeadGroups:
         autocast: Autocast,
     ) -> None:
         """Turn the gradient of what is normalised into that of `x`, in place."""
-        parameters = list(self.norm.parameters())
+        parameters = [each for each in self.norm.parameters() if each.requires_grad]
         for rows in _row_blocks(x):
             leaf = x[:, rows].detach().requires_grad_()
             with torch.enable_grad():

@@ -202,6 +202,18 @@ def test_a_group_may_be_smaller_than_the_others_and_blocks_of_rows_too(
     assert_all_close(flat(found), expected, tolerance=1e-12)
 
 
+@pytest.mark.parametrize("frozen", ["attention_norm", "attention.query_key", "attention"])
+def test_what_is_frozen_gets_no_gradient_and_takes_none_from_others(frozen: str) -> None:
+    block, x, pull = build(heads_at_once=1), normal(BATCH, SEQ, 14), normal(BATCH, SEQ, 14, seed=1)
+    block.get_submodule(frozen).requires_grad_(False)
+    with torch.no_grad():
+        buckets = block.attend(x, call=AttentionCall()).buckets
+    with all_heads(block):
+        expected = kept(branch_of(block, "attention"), x, pull, call=AttentionCall(), buckets=buckets)
+    found = branch_of(block, "attention").vjp(x, pull, call=AttentionCall(), buckets=buckets, autocast=OFF)
+    assert_all_close(flat(found), expected, tolerance=1e-12)
+
+
 def test_a_group_drops_the_same_again() -> None:
     block = build(heads_at_once=1, dropout=0.5, attention_dropout=0.25)
     x, pull = normal(BATCH, SEQ, 14), normal(BATCH, SEQ, 14, seed=1)
