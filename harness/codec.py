@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import os
+import pkgutil
 import types
 import typing
 from collections.abc import Mapping
@@ -127,12 +128,14 @@ def _decode_dataclass(value: Any, kind: type, path: str) -> Any:
     if not isinstance(value, Mapping):
         raise SpecError(f"{path}={_shown(value)}: must be a group of settings, not a single value")
     given = {str(key): entry for key, entry in value.items()}
+    base = kind
     if _has_variants(kind):
         kind = _target(given.pop(TARGET, None), kind, path)
     known = {field.name: field for field in fields(kind)}
     for name in given:
         if name not in known:
-            raise SpecError(f"{_join(path, name)}: no such key{_suggestion(name, list(known), path)}")
+            hint = _elsewhere(name, base, path) or _suggestion(name, list(known), path)
+            raise SpecError(f"{_join(path, name)}: no such key{hint}")
     missing = [
         name
         for name, field in known.items()
@@ -182,6 +185,18 @@ def _suggestion(name: str, known: list[str], path: str) -> str:
     if near:
         return f"; did you mean {_join(path, near[0])}?"
     return f"; known here: {', '.join(sorted(known)) or 'nothing'}"
+
+
+def _elsewhere(name: str, base: Any, path: str) -> str:
+    """Which other variants have that key; each is called as its module is, beside that of their base."""
+    if not _has_variants(base):
+        return ""
+    package = importlib.import_module(base.__module__.rpartition(".")[0])
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    owners = [kind for kind in base.__subclasses__() if name in {field.name for field in fields(kind)}]
+    words = sorted(kind.__module__.rpartition(".")[2] for kind in owners)
+    return f"; it is one of {path}={' or '.join(words)}" if words else ""
 
 
 def _join(path: str, name: str) -> str:

@@ -186,6 +186,7 @@ def test_a_whole_number_does_for_a_real_one() -> None:
         ("task", "n_symbol", "did you mean task.n_symbols?"),
         ("local", "zzz", "known here: chunk_length, n_chunks_before"),
         ("workload", "steps", "known here: nothing"),
+        ("workload", "implementation", "it is one of workload=attention or train_step"),
     ],
 )
 def test_an_unknown_key_is_told_with_its_path_and_a_near_one(path: str, key: str, suggestion: str) -> None:
