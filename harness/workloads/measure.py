@@ -50,13 +50,15 @@ def measure_footprint(
     tell("measuring resident memory")
     resident = ResidentPeak()
     step(batch, resident)
+    # Read now: the next pass has a peak of its own.
+    of_pages = resident.samples()
     tell("measuring the allocator")
     allocator = allocator_probe(session, batch)
     step(batch, allocator)
     tell("counting operations")
     counter = Counter()
     step(batch, counter)
-    return (*resident.samples(), *allocator.samples(), *counter.samples()), resident.method
+    return (*of_pages, *allocator.samples(), *counter.samples()), resident.method
 
 
 def allocator_probe(session: Subject, batch: tuple[Tensor, Tensor]) -> CpuAllocator | CudaAllocator:

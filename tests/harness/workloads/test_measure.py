@@ -59,6 +59,19 @@ def test_each_instrument_has_a_pass_of_its_own_on_the_same_batch() -> None:
     assert all((tokens == session.batch(0)[0]).all() for _, tokens in passes)
 
 
+def test_the_resident_peak_is_that_of_its_own_pass() -> None:
+    """The allocator's probe writes down every allocation: a long step's events are gigabytes."""
+    session = open_session(trial_spec())
+
+    def step(batch: tuple[Tensor, Tensor], probe: Probe) -> None:
+        with probe.phase("forward"):
+            torch.ones((256 if isinstance(probe, CpuAllocator) else 64) * 2**20, dtype=torch.uint8)
+
+    samples, _ = measure_footprint(session, step)
+    (more,) = (sample.values[0] for sample in samples if sample.metric == "peak_rss_delta_bytes")
+    assert 32 * 2**20 < more < 160 * 2**20
+
+
 def test_the_first_step_is_not_the_one_that_is_measured() -> None:
     session = open_session(trial_spec())
     assert exact(footprint(session)) == exact(footprint(session))
