@@ -40,7 +40,9 @@ def test_every_implementation_is_measured_and_compared(checkout: Checkout) -> No
 
 
 def test_a_peer_that_cannot_is_told_in_one_line(checkout: Checkout) -> None:
-    done = checkout.harness("run", "implementation=transformers", "attention.causality=strict")
+    done = checkout.harness(
+        "run", "workload=attention", "implementation=transformers", "attention.causality=strict"
+    )
     assert done.code == 2
     assert done.err == (
         "harness: attention.causality=strict: transformers computes published; "
