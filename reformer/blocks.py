@@ -95,22 +95,24 @@ class _SumOfBlocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, needed = ctx.saved_tensors, ctx.needs_input_grad[4:]
-        inputs = tensors[: ctx.n_inputs]
-        found = [torch.zeros_like(x) if need else None for x, need in zip(tensors, needed, strict=True)]
-        parameters = [x for x, total in zip(tensors, found, strict=True) if total is not None][
-            sum(needed[: ctx.n_inputs]) :
+        n, needed = ctx.n_inputs, ctx.needs_input_grad[4:]
+        inputs, parameters = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        found = [
+            torch.zeros_like(x) if need else None for x, need in zip(ctx.saved_tensors, needed, strict=True)
         ]
-        totals = [total for total in found[ctx.n_inputs :] if total is not None]
-        by_block = _split([total for total in found[: ctx.n_inputs] if total is not None], ctx.length)
+        trained = [x for x, need in zip(parameters, needed[n:], strict=True) if need]
         with ctx.random.replayed() if ctx.random is not None else nullcontext():
-            for block, rows in zip(_split(inputs, ctx.length), by_block, strict=True):
-                leaves = [x.detach().requires_grad_(need) for x, need in zip(block, needed, strict=False)]
+            for start in range(0, inputs[0].shape[1], ctx.length):
+                rows = slice(start, start + ctx.length)
+                leaves = [
+                    x[:, rows].detach().requires_grad_(need) for x, need in zip(inputs, needed, strict=False)
+                ]
                 with torch.enable_grad(), ctx.autocast.entered(cache=False):
                     out = ctx.function(*leaves)
-                wanted = [x for x in leaves if x.requires_grad] + parameters
+                wanted = [x for x in leaves if x.requires_grad] + trained
                 more = torch.autograd.grad(out, wanted, gradients[0], materialize_grads=True)
-                for total, each in zip([*rows, *totals], more, strict=True):
+                totals = [*(x if x is None else x[:, rows] for x in found[:n]), *found[n:]]
+                for total, each in zip((x for x in totals if x is not None), more, strict=True):
                     total += each
         return (None, None, None, None, *found)
 

@@ -40,6 +40,19 @@ def test_a_sum_over_rows_gives_the_same_block_by_block(length: int | None) -> No
     )
 
 
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("frozen", ["rows", "parameters"])
+def test_a_sum_has_gradients_of_what_is_not_frozen(length: int | None, frozen: str) -> None:
+    module, x = layer(), normal(BATCH, SEQ, 7)
+    x.requires_grad_(frozen != "rows")
+    module.requires_grad_(frozen != "parameters")
+    parameters = list(module.parameters())
+    wanted = parameters if frozen == "rows" else [x]
+    blocks = sum_blocks(lambda rows: module(rows).square().sum(), x, parameters=parameters, length=length)
+    whole = module(x).square().sum()
+    assert_all_close(torch.autograd.grad(blocks, wanted), torch.autograd.grad(whole, wanted), tolerance=1e-12)
+
+
 @pytest.mark.parametrize(("length", "calls"), [(None, 1), (5, 6), (28, 2), (29, 1)])
 def test_a_block_is_computed_once_more_in_backward_and_never_without_gradients(
     length: int | None, calls: int
