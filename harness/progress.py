@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-import statistics
 import threading
 import time
 from collections import Counter
@@ -182,13 +181,20 @@ def results(record: TrialRecord) -> list[str]:
         message = " ".join(record.outcome.message.split())
         return [message if len(message) <= 100 else f"{message[:97]}..."]
     shown = [_quality(record)]
-    tokens, steps = record.values("tokens_per_step"), record.values("step_s")
-    if tokens and steps and statistics.median(steps) > 0:
-        shown.append(f"{_short(tokens[0] / statistics.median(steps))} tokens/s")
+    speed = _tokens_per_s(record)
+    if speed is not None:
+        shown.append(f"{_short(speed)} tokens/s")
     peaks = [max(s.values) for s in record.samples if s.metric == "peak_alloc_bytes" and s.values]
     if peaks:
         shown.append(f"{max(peaks) / 2**20:.4g} MiB")
     return [text for text in shown if text]
+
+
+def _tokens_per_s(record: TrialRecord) -> float | None:
+    # The report's own definition; it needs numpy, which most commands start without.
+    from harness.metrics import time as times
+
+    return times.columns(record).get("tokens_per_s")
 
 
 def _quality(record: TrialRecord) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from harness import progress
 from harness.claims import claimed
+from harness.metrics import time as times
 from harness.plan import Placement, Plan, PlannedTrial
 from harness.progress import (
     Progress,
@@ -101,6 +102,13 @@ def test_a_good_trial_shows_quality_speed_and_memory() -> None:
         )
     )
     assert shown == ["accuracy 0.980", "12.3k tokens/s", "41 MiB"]
+
+
+def test_the_speed_is_the_reports_without_the_warm_up() -> None:
+    steps = (9.0, 8.0, 0.2, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
+    trial = record("a", samples=[sample("tokens_per_step", 1000.0), sample("step_s", *steps)])
+    assert times.columns(trial)["tokens_per_s"] == pytest.approx(10_000.0)
+    assert results(trial) == ["10k tokens/s"]
 
 
 def test_text_is_measured_in_bits_per_byte() -> None:
