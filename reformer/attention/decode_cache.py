@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reformer.attention.masking import MASKED, SELF
 from reformer.attention.options import LSHOptions
-from reformer.attention.projection import unit_keys
+from reformer.attention.projection import EPSILON, key_scale, unit_keys
 from reformer.attention.sorting import sort_by_bucket
 from reformer.hashing.family import HashFunction
 from reformer.kernels import native
@@ -102,11 +102,53 @@ class LSHCache:
         if self.used == self.store.shape[1]:
             self._clear_out(slots=self.used)
             _check_room(self.used - 1, self.store.shape[1] - 1)
+        advance = self._step_natively if self._backend(qk) == "native" else self._step
+        out = advance(qk, v, buckets)
+        self.used += 1
+        return out
+
+    @property
+    def _own_score(self) -> float:
+        """Of the token with itself: the last resort."""
+        return SELF + (0.0 if self._counts else math.log(self.options.n_hashes))
+
+    @property
+    def _counts(self) -> bool:
+        return self.options.duplicates == "count"
+
+    def _backend(self, qk: Float[Tensor, "batch heads 1 dim"]) -> str:
+        if qk.dtype != self.store.dtype:
+            return "reference"
+        return self.options.backend_on(qk.device, dtype=qk.dtype, width=qk.shape[-1])
+
+    def _step_natively(
+        self,
+        qk: Float[Tensor, "batch heads 1 dim"],
+        v: Float[Tensor, "batch heads 1 value"],
+        buckets: Int[Tensor, "batch heads n_hashes 1"],
+    ) -> Float[Tensor, "batch heads 1 value"]:
+        return native.step(
+            qk,
+            v,
+            buckets=buckets,
+            queues=self.queues,
+            store=self.store,
+            used=self.used,
+            scale=key_scale(qk.shape[-1], logit_scale=self.options.logit_scale),
+            epsilon=EPSILON,
+            once=self._counts,
+            own_score=self._own_score,
+        )
+
+    def _step(
+        self,
+        qk: Float[Tensor, "batch heads 1 dim"],
+        v: Float[Tensor, "batch heads 1 value"],
+        buckets: Int[Tensor, "batch heads n_hashes 1"],
+    ) -> Float[Tensor, "batch heads 1 value"]:
         key = unit_keys(qk, logit_scale=self.options.logit_scale)
         self.store[:, self.used] = torch.cat([key, v], dim=-1).flatten(0, 2)
-        seen = self._push(buckets)
-        self.used += 1
-        return self._attend(qk.flatten(0, 1), seen).view_as(v)
+        return self._attend(qk.flatten(0, 1), self._push(buckets)).view_as(v)
 
     def _push(self, buckets: Int[Tensor, "batch heads n_hashes 1"]) -> Int[Tensor, "rows in_sight"]:
         """Put the newest slot into its queues; what they held before, and that slot at the end."""
@@ -121,15 +163,8 @@ class LSHCache:
     def _attend(
         self, query: Float[Tensor, "rows 1 dim"], slots: Int[Tensor, "rows in_sight"]
     ) -> Float[Tensor, "rows 1 value"]:
-        """One softmax over the slots, of which the last is the token itself: the last resort."""
-        rounds, own_score = self.options.n_hashes, SELF
-        counts = self.options.duplicates == "count"
-        own_score += 0.0 if counts else math.log(rounds)
-        if query.dtype == self.store.dtype and self._backend(query) == "native":
-            return native.step(query, slots, self.store, once=counts, own_score=own_score)
-        if not counts:
-            hidden = slots == 0
-        elif rounds > 1:
+        """One softmax over the slots, of which the last is the token itself."""
+        if self._counts and self.options.n_hashes > 1:
             # Of each slot one copy is left, and of slot 0 none.
             slots = slots.sort(dim=1).values
             hidden = slots.diff(dim=1, prepend=slots.new_zeros(len(slots), 1)) == 0
@@ -140,11 +175,8 @@ class LSHCache:
         seen = self.store.view(-1, width).index_select(0, index.flatten()).view(*slots.shape, width)
         dim = query.shape[-1]
         scores = _wide(query @ seen[..., :dim].transpose(1, 2)).masked_fill_(hidden[:, None], MASKED)
-        scores[..., -1] = own_score
+        scores[..., -1] = self._own_score
         return scores.softmax(dim=-1).to(seen.dtype) @ seen[..., dim:]
-
-    def _backend(self, query: Float[Tensor, "rows 1 dim"]) -> str:
-        return self.options.backend_on(query.device, dtype=query.dtype, width=query.shape[-1])
 
     def _clear_out(self, *, slots: int) -> None:
         """Keep what the queues hold, in a store of so many slots, numbered anew in the same order."""

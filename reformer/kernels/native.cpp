@@ -770,53 +770,78 @@ inline int64_t nearest_signed_axis(const float* x, int64_t half) {
   return positive ? i : i + half;
 }
 
-}  // namespace
+// What the tokens of a decoding step see: `StepSizes` of native.py, in its order.
+struct StepSizes {
+  int64_t rows, rounds, buckets, band, slots, dim, value, used, once, threads;
+  double scale, epsilon, own_score;
+};
 
-// A token's attention to the slots of its row's store, of which the last is its own and slot 0 is no token:
-// one softmax over all of them, `once` over each; its own score is given.
-void step(const float* query, const int32_t* slots, int64_t count, const float* store, int64_t dim, int64_t value,
-          bool once, float own_score, float* out) {
-  std::vector<int32_t> seen(slots, slots + count);
-  const int32_t own = seen.back();
-  seen.pop_back();
+// The key of a query: at unit length, times √dim · scale.
+inline void unit_key(const float* query, const StepSizes& s, float* key) {
+  float squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < s.dim; ++i) squares += query[i] * query[i];
+  const float factor = static_cast<float>(s.scale / std::sqrt(squares / s.dim + s.epsilon));
+  for (int64_t i = 0; i < s.dim; ++i) key[i] = query[i] * factor;
+}
+
+// Move a queue on by one; what it held before goes to the end of `seen`, but for slot 0, which is no token.
+inline void push(int32_t* queue, int64_t band, int32_t slot, std::vector<int32_t>& seen) {
+  for (int64_t i = 0; i < band; ++i)
+    if (queue[i]) seen.push_back(queue[i]);
+  std::copy(queue + 1, queue + band, queue);
+  queue[band - 1] = slot;
+}
+
+// One more token of a row. Its key and value go into the store and its slot into a queue of every round; it attends
+// to what these queues held, `once` to each slot, and to itself, with a given score: one softmax over all.
+void step(const float* query, const float* value, const int64_t* buckets, int32_t* queues, float* store,
+          const StepSizes& s, float* out) {
+  const int64_t width = s.dim + s.value;
+  unit_key(query, s, store + s.used * width);
+  std::copy(value, value + s.value, store + s.used * width + s.dim);
+  std::vector<int32_t> seen;
+  seen.reserve(s.rounds * s.band + 1);
+  for (int64_t round = 0; round < s.rounds; ++round)
+    push(queues + (round * s.buckets + buckets[round]) * s.band, s.band, static_cast<int32_t>(s.used), seen);
   std::sort(seen.begin(), seen.end());
-  if (once) seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
-  seen.erase(seen.begin(), std::upper_bound(seen.begin(), seen.end(), 0));
-  seen.push_back(own);
-  const int64_t width = dim + value, last = static_cast<int64_t>(seen.size()) - 1;
+  if (s.once) seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
+  const int64_t last = static_cast<int64_t>(seen.size());
+  seen.push_back(static_cast<int32_t>(s.used));
   std::vector<float> weights(seen.size());
-  weights[last] = own_score;
-  float largest = own_score;
+  float largest = weights[last] = static_cast<float>(s.own_score);
   for (int64_t n = 0; n < last; ++n) {
     const float* key = store + seen[n] * width;
     float score = 0;
 #pragma omp simd reduction(+ : score)
-    for (int64_t i = 0; i < dim; ++i) score += query[i] * key[i];
+    for (int64_t i = 0; i < s.dim; ++i) score += query[i] * key[i];
     weights[n] = score;
     largest = std::max(largest, score);
   }
   float total = 0;
-  std::fill(out, out + value, 0.f);
+  std::fill(out, out + s.value, 0.f);
   for (int64_t n = 0; n <= last; ++n) {
     const float weight = std::exp(weights[n] - largest);
-    const float* v = store + seen[n] * width + dim;
+    const float* v = store + seen[n] * width + s.dim;
     total += weight;
 #pragma omp simd
-    for (int64_t i = 0; i < value; ++i) out[i] += weight * v[i];
+    for (int64_t i = 0; i < s.value; ++i) out[i] += weight * v[i];
   }
-  for (int64_t i = 0; i < value; ++i) out[i] /= total;
+  for (int64_t i = 0; i < s.value; ++i) out[i] /= total;
 }
+
+}  // namespace
 
 extern "C" {
 
 // `step` of every row; all arrays are contiguous.
-void reformer_step(const float* query, const int32_t* slots, const float* store, int64_t rows, int64_t count,
-                   int64_t length, int64_t dim, int64_t value, int64_t once, float own_score, int64_t threads,
-                   float* out) {
-#pragma omp parallel for num_threads(threads)
-  for (int64_t row = 0; row < rows; ++row)
-    step(query + row * dim, slots + row * count, count, store + row * length * (dim + value), dim, value, once,
-         own_score, out + row * value);
+void reformer_step(const float* query, const float* value, const int64_t* buckets, int32_t* queues, float* store,
+                   const StepSizes* s, float* out) {
+#pragma omp parallel for num_threads(s->threads)
+  for (int64_t row = 0; row < s->rows; ++row)
+    step(query + row * s->dim, value + row * s->value, buckets + row * s->rounds,
+         queues + row * s->rounds * s->buckets * s->band, store + row * s->slots * (s->dim + s->value), *s,
+         out + row * s->value);
 }
 
 // Floats of scratch memory that a problem needs; 64 bytes aligned.

@@ -86,23 +86,34 @@ def nearest_signed_axis(coordinates: Float[Tensor, "*rows half"]) -> Int[Tensor,
 
 
 def step(
-    query: Float[Tensor, "rows 1 dim"],
-    slots: Int[Tensor, "rows in_sight"],
-    store: Float[Tensor, "rows slots key_and_value"],
+    qk: Float[Tensor, "batch heads 1 dim"],
+    v: Float[Tensor, "batch heads 1 value"],
     *,
+    buckets: Int[Tensor, "batch heads n_hashes 1"],
+    queues: Int[Tensor, "rows n_hashes buckets band"],
+    store: Float[Tensor, "rows slots key_and_value"],
+    used: int,
+    scale: float,
+    epsilon: float,
     once: bool,
     own_score: float,
-) -> Float[Tensor, "rows 1 value"]:
-    """Attention of a token a row to slots of its store, as `LSHCache` has them. Float32 alone, no gradient.
+) -> Float[Tensor, "batch heads 1 value"]:
+    """Attention of one more token a row, which goes into its cache. Float32 alone, no gradient.
 
     Args:
-        query: one a row.
-        slots: the token's own last; 0 is no token.
-        store: key and value of each slot.
-        once: whether a slot counts once however often it is there.
+        qk: shared queries and keys, unnormalised.
+        v: values.
+        buckets: of these tokens.
+        queues: slots of the last tokens of each bucket, oldest first; 0 is no token. Written.
+        store: key and value of each slot. Written.
+        used: the slot that they get.
+        scale: keys are q·rsqrt(mean(q²) + ε)·scale.
+        epsilon: the ε.
+        once: whether a slot counts once however many queues it stands in.
         own_score: of the token with itself.
     """
-    found: Tensor = torch.ops.reformer.native_step(query, slots, store, once, own_score)
+    numbers = [scale, epsilon, own_score]
+    found: Tensor = torch.ops.reformer.native_step(qk, v, buckets, queues, store, used, numbers, once)
     return found
 
 
@@ -181,16 +192,27 @@ def _nearest_signed_axis(coordinates: Tensor) -> Tensor:
     return found
 
 
-def _step(query: Tensor, slots: Tensor, store: Tensor, once: bool, own_score: float) -> Tensor:
-    (rows, count), (_, length, width), dim = slots.shape, store.shape, query.shape[-1]
-    out = query.new_empty(rows, 1, width - dim)
-    query, slots, store = query.contiguous(), slots.to(torch.int32).contiguous(), store.contiguous()
-    sizes = (rows, count, length, dim, width - dim, int(once))
+def _step(
+    qk: Tensor,
+    v: Tensor,
+    buckets: Tensor,
+    queues: Tensor,
+    store: Tensor,
+    used: int,
+    numbers: Sequence[float],
+    once: bool,
+) -> Tensor:
+    rows, rounds, n_buckets, band = queues.shape
+    out = torch.empty_like(v, memory_format=torch.contiguous_format)
+    sizes = _StepSizes(
+        *(rows, rounds, n_buckets, band, store.shape[1], qk.shape[-1], v.shape[-1], used, once),
+        torch.get_num_threads(),
+        *numbers,
+    )
+    arrays = qk.contiguous(), v.contiguous(), buckets.long().contiguous(), queues, store
     _library().reformer_step(
-        *(ctypes.c_void_p(each.data_ptr()) for each in (query, slots, store)),
-        *(ctypes.c_int64(size) for size in sizes),
-        ctypes.c_float(own_score),
-        ctypes.c_int64(torch.get_num_threads()),
+        *(ctypes.c_void_p(each.data_ptr()) for each in arrays),
+        ctypes.byref(sizes),
         ctypes.c_void_p(out.data_ptr()),
     )
     return out
@@ -207,7 +229,8 @@ _OPERATORS.define(
 )
 _OPERATORS.define("nearest_signed_axis(Tensor coordinates) -> Tensor")
 _OPERATORS.define(
-    "native_step(Tensor query, Tensor slots, Tensor store, bool once, float own_score) -> Tensor"
+    "native_step(Tensor qk, Tensor v, Tensor buckets, Tensor(a!) queues, Tensor(b!) store, int used, "
+    "float[] numbers, bool once) -> Tensor"
 )
 for _name, _function in (
     ("native_forward", _forward),
@@ -244,10 +267,12 @@ def _backward_flops(
 
 
 @register_flop_formula(torch.ops.reformer.native_step)
-def _step_flops(query: Sequence[int], slots: Sequence[int], store: Sequence[int], *_: Any, **__: Any) -> int:
+def _step_flops(
+    qk: Any, v: Any, buckets: Any, queues: Sequence[int], store: Sequence[int], *_: Any, **__: Any
+) -> int:
     """A score and a weighted value of everything in sight, though what is there twice is left out."""
-    rows, count = slots
-    return 2 * rows * count * store[-1]
+    rows, rounds, _buckets, band = queues
+    return 2 * rows * (rounds * band + 1) * store[-1]
 
 
 def _products(
@@ -271,6 +296,16 @@ class _Strided(ctypes.Structure):
     @classmethod
     def of(cls, x: Float[Tensor, "batch heads seq dim"]) -> _Strided:
         return cls(x.data_ptr(), *x.stride()[:3])
+
+
+class _StepSizes(ctypes.Structure):
+    """`StepSizes` of native.cpp, in its order."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "rounds", "buckets", "band", "slots")),
+        *((name, ctypes.c_int64) for name in ("dim", "value", "used", "once", "threads")),
+        *((name, ctypes.c_double) for name in ("scale", "epsilon", "own_score")),
+    ]
 
 
 class _Problem(ctypes.Structure):

@@ -96,34 +96,62 @@ def test_a_padding_mask_may_lie_in_any_order(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("once", [True, False])
 @pytest.mark.parametrize("dim", [1, 7, 64])
-def test_a_step_is_a_softmax_over_the_slots_in_sight(once: bool, dim: int) -> None:
+def test_a_step_is_a_softmax_over_its_queues_and_moves_them_on(once: bool, dim: int) -> None:
     random = torch.Generator().manual_seed(0)
-    query, store = (torch.randn(*shape, generator=random) for shape in ((3, 1, dim), (3, 23, dim + 11)))
-    slots = torch.randint(22, (3, 37), generator=random, dtype=torch.int32)
-    slots[:, -1] = 22
-    slots[1, :-1] = 0  # nothing but itself
-    found = native.step(query, slots, store, once=once, own_score=-1e5)
-    for row in range(3):
-        seen = [int(slot) for slot in slots[row, :-1] if slot]
+    qk = torch.randn(3, 2, dim, 1, generator=random).transpose(2, 3)
+    v, store = (torch.randn(*shape, generator=random) for shape in ((3, 2, 1, 11), (6, 23, dim + 11)))
+    queues = torch.randint(22, (6, 3, 5, 7), generator=random, dtype=torch.int32)
+    queues[1] = 0  # nothing but itself
+    buckets = torch.randint(5, (3, 2, 3, 1), generator=random)
+    queues_before, store_before = queues.clone(), store.clone()
+    found = native.step(
+        qk,
+        v,
+        buckets=buckets,
+        queues=queues,
+        store=store,
+        used=22,
+        scale=0.3,
+        epsilon=1e-6,
+        once=once,
+        own_score=-1e5,
+    )
+    for row in range(6):
+        query, value, rounds = qk.flatten(0, 1)[row, 0], v.flatten(0, 1)[row, 0], range(3)
+        key = 0.3 * query.double() / (query.double().square().mean() + 1e-6).sqrt()
+        torch.testing.assert_close(store[row, 22], torch.cat([key, value]).float(), rtol=1e-5, atol=1e-6)
+        theirs = [int(buckets.flatten(0, 1)[row, r]) for r in rounds]
+        seen = [int(slot) for r in rounds for slot in queues_before[row, r, theirs[r]] if slot]
         seen = [*(sorted(set(seen)) if once else seen), 22]
-        scores = store[row, seen, :dim].double() @ query[row, 0].double()
+        scores = store[row, seen, :dim].double() @ query.double()
         scores[-1] = -1e5
         expected = scores.softmax(dim=0) @ store[row, seen, dim:].double()
-        torch.testing.assert_close(found[row, 0].double(), expected, rtol=0, atol=1e-5)
-    assert torch.equal(found[1, 0], store[1, 22, dim:])
+        torch.testing.assert_close(found.flatten(0, 1)[row, 0].double(), expected, rtol=0, atol=1e-5)
+        for r in rounds:
+            moved = torch.cat([queues_before[row, r, theirs[r], 1:], torch.tensor([22])])
+            assert torch.equal(queues[row, r, theirs[r]], moved.int())
+            queues[row, r, theirs[r]] = queues_before[row, r, theirs[r]]
+    assert torch.equal(queues, queues_before)  # the queues of other buckets are untouched
+    assert torch.equal(store[:, :22], store_before[:, :22])
+    assert torch.equal(found[0, 1, 0], v[0, 1, 0])
 
 
 def test_a_step_counts_a_score_and_a_value_of_all_in_sight() -> None:
     counter = Counter()
     with counter.phase("step"):
         native.step(
-            torch.ones(3, 1, 7),
-            torch.ones(3, 37, dtype=torch.int32),
-            torch.ones(3, 5, 18),
+            torch.ones(3, 1, 1, 7),
+            torch.ones(3, 1, 1, 11),
+            buckets=torch.zeros(3, 1, 4, 1, dtype=torch.long),
+            queues=torch.ones(3, 4, 2, 9, dtype=torch.int32),
+            store=torch.ones(3, 5, 18),
+            used=4,
+            scale=1.0,
+            epsilon=1e-6,
             once=True,
             own_score=0.0,
         )
-    assert counter.samples()[0].values == (2 * 3 * 37 * 18,)
+    assert counter.samples()[0].values == (2 * 3 * (4 * 9 + 1) * 18,)
 
 
 def test_its_operations_are_counted_as_those_of_whole_windows() -> None:
