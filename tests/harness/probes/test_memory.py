@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.autograd.profiler import profile
 
 from harness.probes import Blind, CpuAllocator, ResidentPeak
 from harness.probes import memory as memory_module
@@ -46,6 +47,34 @@ def test_the_peak_is_the_most_that_is_held_at_once() -> None:
         assert by_phase(allocator.samples()) == {"forward": 7 + peak_kib * KIB}
         assert by_phase(allocator.samples(), "saved_bytes") == {None: (b_kib + c_kib) * KIB}
         del b, c
+
+
+def train_step_changes(kind: type[profile]) -> tuple[list[int], int]:
+    """Allocations of a training step under a profiler, and how many events it left."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64))
+    x = torch.zeros(100, 64)
+    model(x).sum().backward()  # the first gradients stay
+    gc.collect()
+    with kind(use_cpu=True, profile_memory=True) as profiler:
+        model(x).square().mean().backward()
+    return memory_module._allocations(profiler), len(profiler.kineto_results.events())
+
+
+def test_operators_leave_no_events_and_allocations_are_the_whole_profilers() -> None:
+    changes, events = train_step_changes(memory_module._AllocationProfile)
+    expected, all_events = train_step_changes(profile)
+    assert changes == expected
+    assert len(changes) > 10
+    assert events == len(changes) < all_events
+
+
+def test_a_torch_without_scopes_is_watched_by_the_whole_profiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise TypeError("incompatible function arguments")
+
+    expected, _ = train_step_changes(memory_module._AllocationProfile)
+    monkeypatch.setattr(memory_module, "_enable_profiler", refuse)
+    assert train_step_changes(memory_module._AllocationProfile)[0] == expected
 
 
 def test_each_phase_has_a_peak_above_what_the_ones_before_left() -> None:
