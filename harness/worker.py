@@ -19,6 +19,7 @@ import functools
 import gc
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -38,6 +39,7 @@ from harness.store import write_atomically
 _PR_SET_PDEATHSIG = 1
 _TRACEBACK_LIMIT = 20_000
 _PROGRESS_INTERVAL_S = 0.5
+_NUMBER = re.compile(r"-?[\d.]+(e[-+]?\d+)?")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -329,13 +331,14 @@ def _become_trial(log: str, server: int) -> None:
 
 
 def _progress_printer() -> Callable[[str], None]:
-    last = -_PROGRESS_INTERVAL_S
+    """Prints now and then, and always when something else begins than what the last line was about."""
+    last, about = -_PROGRESS_INTERVAL_S, ""
 
     def print_progress(message: str) -> None:
-        nonlocal last
-        moment = time.monotonic()
-        if moment - last >= _PROGRESS_INTERVAL_S:
-            last = moment
+        nonlocal last, about
+        moment, subject = time.monotonic(), _NUMBER.sub("", message)
+        if subject != about or moment - last >= _PROGRESS_INTERVAL_S:
+            last, about = moment, subject
             print(f"{PROGRESS_PREFIX}{' '.join(message.split())}", flush=True)
 
     return print_progress

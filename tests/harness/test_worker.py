@@ -253,5 +253,17 @@ def test_memory_event_files_belong_to_this_control_group() -> None:
 def test_progress_is_one_line_and_not_too_often(capsys: pytest.CaptureFixture[str]) -> None:
     progress = worker._progress_printer()
     progress("step 1\nof 2")
-    progress("step 2")
+    progress("step 2 of 2")
     assert capsys.readouterr().out == "progress: step 1 of 2\n"
+
+
+def test_progress_on_something_else_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = worker._progress_printer()
+    for line in ("step 1/2 loss 0.25", "step 2/2 loss 3e-05", "measuring memory", "measuring the allocator"):
+        progress(line)
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "progress: step 1/2 loss 0.25",
+        "progress: measuring memory",
+        "progress: measuring the allocator",
+    ]
