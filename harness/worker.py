@@ -336,10 +336,11 @@ def _progress_printer() -> Callable[[str], None]:
 
     def print_progress(message: str) -> None:
         nonlocal last, about
-        moment, subject = time.monotonic(), _NUMBER.sub("", message)
+        line = " ".join(message.split())
+        moment, subject = time.monotonic(), _NUMBER.sub("", line)
         if subject != about or moment - last >= _PROGRESS_INTERVAL_S:
             last, about = moment, subject
-            print(f"{PROGRESS_PREFIX}{' '.join(message.split())}", flush=True)
+            print(f"{PROGRESS_PREFIX}{line}", flush=True)
 
     return print_progress
 
