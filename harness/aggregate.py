@@ -14,7 +14,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from harness import metrics
-from harness.comparison import with_ratios
+from harness.comparison import implementation_name, with_ratios
 from harness.design import cell_numbers, design_of, metric_columns
 from harness.errors import UsageError
 from harness.factors import Level, as_number, flatten, level_text
@@ -65,6 +65,8 @@ def table(records: Iterable[TrialRecord], *, study: str, factors: Iterable[str] 
     settings = [_settings(record) for record in found]
     measured = [metrics.columns(record) for record in found]
     swept = dict.fromkeys([*factors, *(key for record in found for key in record.cell)])
+    if "implementation" in swept:
+        _name_implementations(settings)
     names = [key for key in swept if any(key in row for row in settings)]
     names = list(dict.fromkeys([*names, *(key for row in settings for key in row)]))
     values = _metric_order(measured)
@@ -156,6 +158,14 @@ def _settings(record: TrialRecord) -> dict[str, Level]:
     flat = flatten(record.spec)
     typed = {str(key): level for key, level in flatten(record.cell).items() if key not in flat}
     return flat | typed
+
+
+def _name_implementations(settings: Sequence[dict[str, Level]]) -> None:
+    """The option of the group `implementation` that a trial stands for which was typed without it."""
+    for row in settings:
+        if "implementation" not in row and "workload.implementation" in row:
+            name = implementation_name(str(row["workload.implementation"]), str(row.get("attention")))
+            row["implementation"] = name.lower()
 
 
 def _identity(record: TrialRecord, name: str, *, study: str) -> str | float:

@@ -78,6 +78,15 @@ def read_claim(path: Path) -> Claim | None:
         return None
 
 
+def drop_dead(study: Study) -> None:
+    """Remove claims whose processes are gone: a sweep that was killed cannot do it itself."""
+    for path in study.trials.glob("*.claim"):
+        if _is_dead(path):
+            with _takeover_lock(study.trials):
+                if _is_dead(path):
+                    path.unlink(missing_ok=True)
+
+
 def _take(path: Path, claim: Claim) -> bool:
     """Make the claim file, in place of a dead one if need be."""
     if _create(path, claim):

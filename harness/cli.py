@@ -101,7 +101,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _plan(argv: list[str]) -> int:
-    from harness import progress
+    from harness import estimate, progress
     from harness.plan import spec_lines
 
     options = _parse(argv, command="plan")
@@ -109,8 +109,9 @@ def _plan(argv: list[str]) -> int:
         return _hydra_output(options, usage.PLAN)
     with _planned(options, dry=True) as sweeps:
         for sweep in sweeps:
-            print(progress.headline(sweep.plan))
-            print(*progress.plan_lines(sweep.plan), sep="\n")
+            seconds = estimate.durations(sweep.plan)
+            print(progress.headline(sweep.plan, seconds=estimate.total(sweep.plan.to_run, seconds)))
+            print(*progress.plan_lines(sweep.plan, seconds=seconds), sep="\n")
         lines = "".join(spec_lines(sweep.plan) for sweep in sweeps)
     if options.specs:
         try:
@@ -138,6 +139,12 @@ def _rm(argv: list[str]) -> int:
     return commands.rm_main(argv)
 
 
+def _import(argv: list[str]) -> int:
+    from harness import importing
+
+    return importing.main(argv)
+
+
 def _report(argv: list[str]) -> int:
     from harness import report
 
@@ -156,15 +163,69 @@ def _baseline(argv: list[str]) -> int:
     return baseline.main(argv)
 
 
+def _status(argv: list[str]) -> int:
+    from harness import status
+
+    return status.main(argv)
+
+
+def _evaluate(argv: list[str]) -> int:
+    from harness import evaluating
+
+    return evaluating.main(argv, compose=_compose_plainly)
+
+
+def _doctor(argv: list[str]) -> int:
+    from harness import doctor
+
+    return doctor.main(argv, compose=_compose_plainly)
+
+
+def _compose_plainly(overrides: list[str]) -> Mapping[str, Any]:
+    """The plain data of one trial's spec.
+
+    Raises:
+        UsageError: something is wrong with what was typed.
+    """
+    from hydra.types import RunMode
+
+    from hydra_plugins.harness_sweeper import plain_config
+
+    with _hydra(_parse([], command="run")) as hydra, _reworded(hydra, _CONFIG_NAME, overrides):
+        _refuse_sweep(overrides)
+        config = hydra.compose_config(config_name=_CONFIG_NAME, overrides=overrides, run_mode=RunMode.RUN)
+        return plain_config(config)
+
+
+def _completion(argv: list[str]) -> int:
+    from harness import completion
+
+    return completion.main(argv, commands=_COMMANDS, settings=_settings_beginning)
+
+
+def _settings_beginning(line: str) -> list[str]:
+    """What the last word of a line of overrides can become, by Hydra."""
+    from hydra.plugins.completion_plugin import DefaultCompletionPlugin
+
+    with _hydra(_parse([], command="run")) as hydra:
+        plugin = DefaultCompletionPlugin(hydra.config_loader)
+        return [word for word in plugin._query(_CONFIG_NAME, line) if not word.startswith("hydra")]
+
+
 _COMMANDS: Mapping[str, Callable[[list[str]], int]] = {
     "run": _run,
     "plan": _plan,
     "list": _list,
     "show": _show,
+    "import": _import,
+    "evaluate": _evaluate,
+    "status": _status,
     "report": _report,
     "baseline": _baseline,
     "gate": _gate,
     "rm": _rm,
+    "doctor": _doctor,
+    "completion": _completion,
 }
 
 
@@ -251,7 +312,8 @@ def run_job(config: DictConfig) -> dict[str, str]:
             fault = f"the job was composed to trial {decoded.trial_id}, not to the planned {job.trial_id}"
             record = record_failure(job, fault, code=server.code)
         else:
-            made = run_trial(replace(job, spec=decoded.spec, backend=decoded.backend), server=server)
+            job = replace(job, spec=decoded.spec, backend=decoded.backend, timed=decoded.timed)
+            made = run_trial(job, server=server)
             return {"trial_id": job.trial_id, "status": "claimed" if made is None else made.outcome.status}
     return {"trial_id": job.trial_id, "status": record.outcome.status}
 
@@ -364,7 +426,7 @@ def _plan_one(hydra: Hydra, options: argparse.Namespace, overrides: list[str], *
             raise UsageError("hydra/sweeper: the harness sweeps with its own sweeper (hydra/sweeper=harness)")
         local = str(config.hydra.launcher._target_).endswith((".BasicLauncher", ".JoblibLauncher"))
         arguments = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-        plan = sweeper.plan(arguments, check_device=local and not dry)
+        plan = sweeper.plan(arguments, check_device=local and not dry, forecast=dry)
     _require_valid(plan)
     if not dry:
         _warn_of_crowding(plan, config)

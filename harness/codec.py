@@ -1,9 +1,8 @@
-"""Plain data ↔ `TrialSpec`: typed decoding with errors a user can act on, and the identity of a trial."""
+"""Plain data ↔ `TrialSpec`: typed decoding with errors a user can act on."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import importlib
 import inspect
 import json
@@ -18,6 +17,7 @@ from typing import Any
 
 from harness.environment import available_cpus
 from harness.spec import TrialSpec
+from harness.workloads.workload import OMITTED
 
 #: Keys of the composed config that are outside the spec, because they change no number.
 OUTSIDE_SPEC = (
@@ -27,8 +27,10 @@ OUTSIDE_SPEC = (
     "memory_limit_gib",
     "rerun",
     "results_dir",
+    "retries",
     "study",
     "timeout_s",
+    "timing",
 )
 TARGET = "_target_"
 #: Tables keep integers in 64 bits.
@@ -63,19 +65,17 @@ def decode(data: Mapping[str, Any]) -> TrialSpec:
 def encode(spec: Any) -> Any:
     """Plain JSON data that `decode` turns back into an equal spec."""
     if is_dataclass(spec) and not isinstance(spec, type):
-        plain = {field.name: encode(getattr(spec, field.name)) for field in fields(spec)}
+        plain = {
+            field.name: encode(value)
+            for field in fields(spec)
+            if (value := getattr(spec, field.name)) != field.default or not field.metadata.get(OMITTED)
+        }
         if _has_variants(type(spec)):
             return {TARGET: f"{type(spec).__module__}.{type(spec).__qualname__}", **plain}
         return plain
     if isinstance(spec, (list, tuple)):
         return [encode(entry) for entry in spec]
     return spec
-
-
-def trial_id(encoded: Mapping[str, Any]) -> str:
-    """First 12 hex digits of the sha256 over the canonical JSON of an encoded spec."""
-    text = json.dumps(encoded, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _decode(value: Any, kind: Any, path: str) -> Any:

@@ -49,8 +49,8 @@ def _list_studies(results_dir: Path) -> list[str]:
 
 
 def _study_row(study: Study) -> tuple[str, ...]:
-    records, unreadable = study.scan()
-    statuses = Counter(record.outcome.status for record in records)
+    records, unreadable = study.summaries()
+    statuses = Counter(record.status for record in records)
     ended = progress.outcomes(statuses)
     if unreadable:
         ended += f", {len(unreadable)} unreadable"
@@ -241,7 +241,7 @@ def rm_main(argv: Sequence[str]) -> int:
 
 def _is_study(study: Study) -> bool:
     """Whether somebody wrote it as one: a folder of another kind may have a `trials` in it too."""
-    records, _ = study.scan()
+    records, _ = study.summaries()
     return bool(records or study.read_info())
 
 

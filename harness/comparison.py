@@ -253,13 +253,14 @@ def _layers(trials: pd.DataFrame, *, workload: str) -> pd.DataFrame:
     lengths = pd.to_numeric(trials[_LENGTH], errors="coerce")
     part = trials[valid & (lengths > 0)]
     names = [
-        _name(str(implementation), str(kind))
+        implementation_name(str(implementation), str(kind))
         for implementation, kind in zip(part[_IMPLEMENTATION], part["attention"], strict=True)
     ]
     return part.assign(_layer=names)
 
 
-def _name(implementation: str, kind: str) -> str:
+def implementation_name(implementation: str, kind: str) -> str:
+    """The option of the group `implementation` that these two come to."""
     if implementation != OURS:
         return implementation
     return {"lsh": OURS, "full_standard": SDPA}.get(kind, f"{OURS}, {kind}")

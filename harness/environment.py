@@ -19,7 +19,7 @@ from typing import Any
 from harness.errors import HarnessError
 
 #: The part of the harness that runs in the measuring process and so can change what is measured.
-MEASURED_MODULES = ("worker", "codec", "spec", "devices")
+MEASURED_MODULES = ("worker", "codec", "spec", "devices", "forecast")
 MEASURED_PACKAGES = ("tasks", "workloads", "probes", "peers")
 
 _SOURCES = frozenset({".py", ".cpp", ".h", ".cu", ".cuh"})

@@ -10,7 +10,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from harness.store import Study, study_at
 #: States a trial can be in before the sweep runs, in the order they are listed.
 STATES = ("invalid", "failed", "stale", "new", "done")
 RERUN = ("none", "failed", "stale", "all")
+#: Whether timed trials of this machine take turns on a device, or run whenever they can.
+TIMING = ("exclusive", "shared")
 
 #: Keys that place a trial but do not change its numbers; they cannot be swept.
 PLACEMENT_KEYS = (
@@ -32,6 +34,8 @@ PLACEMENT_KEYS = (
     "rerun",
     "timeout_s",
     "memory_limit_gib",
+    "timing",
+    "retries",
     "cell",
     "gate",
 )
@@ -50,6 +54,8 @@ class Placement:
         rerun: which recorded trials run again: `none`, `failed`, `stale` or `all`.
         timeout_s: seconds after which a trial is ended; None never.
         memory_limit_gib: what a trial on the CPU may take; None for no limit.
+        timing: `exclusive` lets a timed trial wait until no other one of this machine is on its device.
+        retries: how often a trial is run again that somebody else killed.
     """
 
     study: Study
@@ -57,6 +63,8 @@ class Placement:
     rerun: str
     timeout_s: float | None
     memory_limit_gib: float | None
+    timing: str = "exclusive"
+    retries: int = 0
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Placement:
@@ -68,6 +76,9 @@ class Placement:
         rerun = _word("rerun", settings["rerun"])
         if rerun not in RERUN:
             raise UsageError(f"rerun={rerun} is none of {', '.join(RERUN)}")
+        timing = _word("timing", settings["timing"])
+        if timing not in TIMING:
+            raise UsageError(f"timing={timing} is none of {', '.join(TIMING)}")
         results_dir = Path.cwd() / _word("results_dir", settings["results_dir"])
         if results_dir.exists() and not results_dir.is_dir():
             raise UsageError(f"results_dir={settings['results_dir']}: it is a file, not a folder")
@@ -77,6 +88,8 @@ class Placement:
             rerun=rerun,
             timeout_s=_limit("timeout_s", settings["timeout_s"]),
             memory_limit_gib=_limit("memory_limit_gib", settings["memory_limit_gib"]),
+            timing=timing,
+            retries=_times("retries", settings["retries"]),
         )
 
 
@@ -93,6 +106,12 @@ def _limit(key: str, value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise UsageError(f"{key}={value}: it must be a number above 0, or null for no limit")
     return float(value)
+
+
+def _times(key: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise UsageError(f"{key}={value}: it must be a whole number, 0 or more")
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +141,7 @@ class PlannedTrial:
         spec: the encoded spec; the raw config where the trial is invalid.
         block: trials of one block (one seed, one repeat) run together, in one measuring process.
         backend: what will compute the attention; empty where there is one way only.
+        forecast: what it will cost, as far as that was asked for and is known (see `harness.forecast`).
     """
 
     trial_id: str
@@ -133,6 +153,7 @@ class PlannedTrial:
     block: str
     wanted: bool
     backend: str = ""
+    forecast: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +249,7 @@ def _planned(cell: Cell, result: Decoded, *, placement: Placement, code: str) ->
         block=block_of(cell.levels),
         wanted=found.wanted(placement.rerun),
         backend=result.backend,
+        forecast=result.forecast,
     )
 
 
@@ -253,14 +275,13 @@ class Found:
 def look_up(study: Study, trial_id: str, *, code: str) -> Found:
     """The state of a valid trial."""
     try:
-        record = study.read(trial_id)
+        record = study.summary(trial_id)
     except RecordError as error:
         return Found(state="new", reason=f"its record cannot be read: {error}")
     if record is None:
         return Found(state="new")
-    outcome = record.outcome
-    failed = outcome.status in FAILED_STATUSES
-    ending = f"{outcome.status}: {outcome.message}" if outcome.message else outcome.status
+    failed = record.status in FAILED_STATUSES
+    ending = f"{record.status}: {record.message}" if record.message else record.status
     if record.code != code:
         reason = f"{ending} (measured with other code, {record.code or 'unknown'})"
         return Found(state="stale", reason=reason, failed=failed)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from harness.claims import claim_path, read_claim
-from harness.plan import STATES, Plan
+from harness.plan import STATES, Plan, PlannedTrial
 from harness.protocol import PROGRESS_PREFIX
 from harness.record import STATUSES, RecordError, TrialRecord
 from harness.runner import log_tail
@@ -113,9 +113,16 @@ class Progress:
         parts = [self._labels.get(trial_id, ""), last_word(self._study.log_path(trial_id))]
         parts.append(clock(time.time() - started_at))
         others = f" (+{len(running) - 1} more)" if len(running) > 1 else ""
-        text = f"  running{others}: " + "  ".join(part for part in parts if part)
+        text = f"  {self._so_far()}running{others}: " + "  ".join(part for part in parts if part)
         columns = shutil.get_terminal_size().columns
         self._write("\r\x1b[2K" + text[: max(10, columns - 1)])
+
+    def _so_far(self) -> str:
+        """How many have ended and how, and how long the rest will take."""
+        if not self.finished:
+            return ""
+        left = clock(self.elapsed_s / self.finished * (self._total - self.finished))
+        return f"{self.finished}/{self._total} ({outcomes(self.statuses)}), ETA {left}, "
 
     def _clear(self) -> None:
         if self._live:
@@ -128,14 +135,16 @@ class Progress:
             self._stream.flush()
 
 
-def headline(plan: Plan) -> str:
-    """What is planned, in one line."""
+def headline(plan: Plan, *, seconds: float | None = None) -> str:
+    """What is planned, in one line, and how long it will take, where that is known."""
     counts = plan.counts()
     states = ", ".join(f"{counts[state]} {state}" for state in reversed(STATES) if counts[state])
     parts = [f"study {plan.placement.study.name}: {counted(len(plan.trials), 'trial')} ({states})"]
     if plan.duplicates:
         parts.append(f"{counted(plan.duplicates, 'duplicate')} dropped")
     parts.append(f"{len(plan.to_run)} to run")
+    if seconds is not None and plan.to_run:
+        parts.append(f"about {clock(seconds)}")
     return ", ".join(parts)
 
 
@@ -150,18 +159,34 @@ def invalid_lines(plan: Plan) -> list[str]:
     return [f"invalid  {label(trial.cell, plan.factors)}  {trial.reason}" for trial in plan.invalid]
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """One line for each trial: its state, what it is, what computes it, and why."""
+def plan_lines(plan: Plan, *, seconds: Mapping[str, float] | None = None) -> list[str]:
+    """One line for each trial: its state, what it is, what computes it, what it will cost, and why.
+
+    Args:
+        seconds: that trials are expected to take, by their ids.
+    """
     shown = [(trial, label(trial.cell, plan.factors)) for trial in plan.trials]
     widest = max(len(text) for _, text in shown)
     words = max(len(trial.backend) for trial, _ in shown)
     lines = []
     for trial, text in sorted(shown, key=lambda pair: STATES.index(pair[0].state)):
         again = " (runs again)" if trial.wanted and trial.state != "new" else ""
-        reason = f"{trial.reason}{again}"
-        parts = [f"{trial.state:7}", trial.trial_id, f"{text:{widest}}", f"{trial.backend:{words}}", reason]
+        costs = _costs(trial, (seconds or {}).get(trial.trial_id)) if trial.wanted else ""
+        parts = [f"{trial.state:7}", trial.trial_id, f"{text:{widest}}", f"{trial.backend:{words}}", costs]
+        parts.append(f"{trial.reason}{again}")
         lines.append("  " + "  ".join(part for part in parts if part).rstrip())
     return lines
+
+
+def _costs(trial: PlannedTrial, seconds: float | None) -> str:
+    """What a trial is expected to cost: operations of a step, peak memory, time."""
+    flops, peak = trial.forecast.get("flops"), trial.forecast.get("peak_alloc_bytes")
+    parts = [
+        "" if flops is None else f"{_short(flops, space=' ')}FLOP/step",
+        "" if peak is None else f"{peak / 2**20:.4g} MiB",
+        "" if seconds is None else f"~{clock(seconds)}",
+    ]
+    return "  ".join(part for part in parts if part)
 
 
 def label(cell: Mapping[str, object], factors: Mapping[str, object]) -> str:
@@ -208,11 +233,11 @@ def _quality(record: TrialRecord) -> str:
     return f"accuracy {correct[0] / scored[0]:.3f}" if correct else ""
 
 
-def _short(number: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+def _short(number: float, *, space: str = "") -> str:
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
-            return f"{number / limit:.3g}{unit}"
-    return f"{number:.3g}"
+            return f"{number / limit:.3g}{space}{unit}"
+    return f"{number:.3g}{space}"
 
 
 def clock(seconds: float) -> str:

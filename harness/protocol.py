@@ -4,9 +4,11 @@ The parent imports neither torch nor `reformer`, the measuring process neither H
 module is all they share besides the record.
 
     greeting  {"protocol": 1, "harness": path of the loaded package}
-    decode    {"op": "decode", "configs": [plain dicts], "check_device": bool}
-              → {"results": [{"spec": {…}, "trial_id": "…"} | {"error": "one line", "trial_id": "…"}]}
-    run       {"op": "run", "spec": {…}, "out": path, "log": path, "memory_limit_gib": number | null}
+    decode    {"op": "decode", "configs": [plain dicts], "check_device": bool, "forecast": bool}
+              → {"results": [{"spec": {…}, "trial_id": "…", "backend": "…", "timed": bool,
+                            "forecast": {…}, if asked for} | {"error": "one line", "trial_id": "…"}]}
+    run       {"op": "run", "spec": {…}, "out": path, "log": path, "memory_limit_gib": number | null,
+               "weights": path | null}
               → {"pid": n} at once, then {"exit": code | null, "signal": n | null, "oom_kill": bool}
 """
 

@@ -6,9 +6,10 @@ import torch, and a new metric can be derived without running anything again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,6 +18,9 @@ SCHEMA_VERSION = 1
 #: Every way a trial can end. The first five are data; `error` and `killed` make `harness run` exit 1.
 STATUSES = ("ok", "out_of_memory", "timeout", "diverged", "invalid", "error", "killed")
 FAILED_STATUSES = ("error", "killed")
+
+#: Seeds and repeats are smaller.
+MOST_REPLICATES = 2**31
 
 #: A place in the train×eval grid, for example ``{"n_hashes": 8, "hash_seed": 1}``; empty: as trained.
 At = Mapping[str, int | str]
@@ -111,6 +115,67 @@ class TrialRecord:
         return ()
 
 
+def trial_id(encoded: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the sha256 over the canonical JSON of an encoded spec."""
+    text = json.dumps(encoded, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a record is about and how it ended, without what was measured."""
+
+    trial_id: str
+    experiment: str
+    cell: Mapping[str, Any]
+    code: str
+    status: str
+    message: str
+    started_at: str
+    duration_s: float
+
+    @classmethod
+    def of(cls, record: TrialRecord) -> Summary:
+        return cls(
+            trial_id=record.trial_id,
+            experiment=record.experiment,
+            cell=record.cell,
+            code=record.code,
+            status=record.outcome.status,
+            message=record.outcome.message,
+            started_at=record.started_at,
+            duration_s=record.duration_s,
+        )
+
+
+#: Where `to_json` begins with what was measured, and where it ends with that.
+_MEASURED, _CLOSING = '\n "environment":', '\n "started_at":'
+
+
+def summary_from_ends(head: str, tail: str) -> Summary | None:
+    """The summary of a record from the beginning and the end of its file, which is much less to read.
+
+    None if these do not hold what is needed, or the file is not laid out as `to_json` does it: read it all.
+    """
+    at, end = head.find(_MEASURED), tail.rfind(_CLOSING)
+    if at < 0 or end < 0:
+        return None
+    try:
+        first = json.loads(head[:at].rstrip().removesuffix(",") + "}")
+        last = json.loads("{" + tail[end:])
+        if last["schema_version"] != SCHEMA_VERSION:
+            return None
+        return Summary(
+            **{name: first[name] for name in ("trial_id", "experiment", "cell", "code")},
+            status=str(Outcome(status=first["outcome"]["status"]).status),
+            message=str(first["outcome"]["message"]),
+            started_at=str(last["started_at"]),
+            duration_s=float(last["duration_s"]),
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def to_json(record: TrialRecord | Measurement) -> str:
     """Standard JSON: a number that is not finite is written as a string (`"nan"`, `"inf"`, `"-inf"`)."""
     return json.dumps(_finite(asdict(record)), indent=1, allow_nan=False)
@@ -129,9 +194,28 @@ def from_json(text: str) -> TrialRecord:
     if version > SCHEMA_VERSION:
         raise RecordError(f"schema {version} is newer than this harness knows ({SCHEMA_VERSION})")
     try:
+        data = _upgraded(data, version=version)
         return TrialRecord(**{**data, **_parts(data)})
+    except RecordError:
+        raise
     except (TypeError, KeyError, ValueError) as error:
         raise RecordError(f"not a trial record of schema {version}: {error}") from error
+
+
+#: What makes a record of each older schema one of the next; a new schema brings the step from the one before.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def _upgraded(data: dict[str, Any], *, version: int) -> dict[str, Any]:
+    """The record as this schema has it, step by step."""
+    while version < SCHEMA_VERSION:
+        if version not in UPGRADES:
+            raise RecordError(
+                f"schema {version} is older than this harness reads; use the version that wrote it"
+            )
+        data = UPGRADES[version](data)
+        version += 1
+    return {**data, "schema_version": SCHEMA_VERSION}
 
 
 def measurement_from_json(text: str) -> Measurement:

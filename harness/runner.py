@@ -9,13 +9,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.claims import claimed
 from harness.environment import host_environment
+from harness.locks import device_lock
 from harness.plan import Placement, Plan, PlannedTrial
 from harness.protocol import OUT_OF_MEMORY, now
 from harness.record import Measurement, Outcome, RecordError, TrialRecord, measurement_from_json
@@ -34,6 +35,7 @@ class Job:
         planned_at: when the sweep was planned (ISO 8601, UTC): a record that is younger was made by
             another sweep in the meantime, and is as good as ours.
         backend: what will compute the attention, as far as it is known before.
+        timed: whether times are among what it measures.
     """
 
     placement: Placement
@@ -42,6 +44,7 @@ class Job:
     spec: Mapping[str, Any]
     planned_at: str = ""
     backend: str = ""
+    timed: bool = True
 
     @property
     def study(self) -> Study:
@@ -54,14 +57,41 @@ def run_trial(job: Job, *, server: ForkServer) -> TrialRecord | None:
     Raises:
         OSError: the record could not be written.
     """
-    with claimed(job.study, job.trial_id, timeout_s=job.placement.timeout_s) as mine:
+    # The lock first: a claim would grow old while it waits.
+    with (
+        _alone_on_its_device(job) as timing,
+        claimed(job.study, job.trial_id, timeout_s=job.placement.timeout_s) as mine,
+    ):
         if not mine:
             return None
         record = _made_meanwhile(job)
         if record is None:
-            record = _measure(job, server)
+            record = _measure(job, server, timing=timing)
+            for attempt in range(job.placement.retries):
+                if not _killed_from_outside(record):
+                    break
+                record = _measure(job, server, timing=timing)
+                record = replace(record, environment={**record.environment, "attempts": attempt + 2})
             job.study.write(record)
         return record
+
+
+@contextlib.contextmanager
+def _alone_on_its_device(job: Job) -> Iterator[str]:
+    """Wait for the turn of a trial whose times count; how its times are to be understood."""
+    if not job.timed:
+        yield ""
+    elif job.placement.timing == "shared":
+        yield "shared"
+    else:
+        with device_lock(str(job.spec.get("device", "cpu"))) as held:
+            yield "exclusive" if held else "unlocked"
+
+
+def _killed_from_outside(record: TrialRecord) -> bool:
+    """Whether somebody ended it who had nothing to do with it: a crash would come again."""
+    outcome = record.outcome
+    return outcome.status == "killed" and outcome.signal in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
 
 def record_failure(job: Job, message: str, *, code: str) -> TrialRecord:
@@ -122,7 +152,7 @@ def _made_meanwhile(job: Job) -> TrialRecord | None:
     return None
 
 
-def _measure(job: Job, server: ForkServer) -> TrialRecord:
+def _measure(job: Job, server: ForkServer, *, timing: str) -> TrialRecord:
     started_at, start = now(), time.monotonic()
     out = server.scratch() / f"{job.trial_id}.measurement.json"
     log = job.study.log_path(job.trial_id)
@@ -135,6 +165,7 @@ def _measure(job: Job, server: ForkServer) -> TrialRecord:
             log=log,
             timeout_s=job.placement.timeout_s,
             memory_limit_gib=job.placement.memory_limit_gib,
+            weights=job.study.weights_path(job.trial_id),
         )
         measurement = _measurement_after(ending, out, log, timeout_s=job.placement.timeout_s)
     except ServerError as error:
@@ -153,6 +184,7 @@ def _measure(job: Job, server: ForkServer) -> TrialRecord:
             # A trial that was killed has not told it.
             "backend": job.backend,
             **measurement.environment,
+            "timing": timing,
             "server_id": server.id,
         },
         samples=measurement.samples,

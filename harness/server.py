@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,11 +49,15 @@ class Decoded:
 
     Args:
         backend: what will compute the attention; empty where there is one way only.
+        timed: whether times are among what the trial measures.
+        forecast: what it will cost, as far as that was asked for and is known (see `harness.forecast`).
     """
 
     trial_id: str
     spec: Mapping[str, Any] | None = None
     backend: str = ""
+    timed: bool = True
+    forecast: Mapping[str, float | None] = field(default_factory=dict)
     error: str = ""
 
 
@@ -85,17 +89,21 @@ class ForkServer:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def decode(self, configs: Sequence[Mapping[str, Any]], *, check_device: bool) -> list[Decoded]:
+    def decode(
+        self, configs: Sequence[Mapping[str, Any]], *, check_device: bool, forecast: bool = False
+    ) -> list[Decoded]:
         """Turn composed configs into specs.
 
         Args:
             check_device: whether a device that is not here makes a config invalid.
+            forecast: whether to tell what the trials will cost.
 
         Raises:
             ServerError: the process did not start or died.
         """
         self._start()
-        self._send({"op": "decode", "configs": list(configs), "check_device": check_device})
+        request = {"op": "decode", "configs": list(configs)}
+        self._send({**request, "check_device": check_device, "forecast": forecast})
         return [Decoded(**result) for result in self._receive()["results"]]
 
     def run(
@@ -106,6 +114,7 @@ class ForkServer:
         log: Path,
         timeout_s: float | None = None,
         memory_limit_gib: float | None = None,
+        weights: Path | None = None,
     ) -> Ending:
         """Run one trial in a fresh child and wait for its end.
 
@@ -113,6 +122,7 @@ class ForkServer:
             out: where the child writes its measurement.
             log: where everything it prints goes.
             timeout_s: after so many seconds it is killed; None waits for ever.
+            weights: where trained weights are kept, if the spec asks for it.
 
         Raises:
             ServerError: the server went away; the child went with it.
@@ -125,6 +135,7 @@ class ForkServer:
                 "out": str(out),
                 "log": str(log),
                 "memory_limit_gib": memory_limit_gib,
+                "weights": None if weights is None else str(weights),
             }
         )
         try:

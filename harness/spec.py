@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.devices import DEVICES, DTYPES
+from harness.record import MOST_REPLICATES
 from harness.tasks.task import Task
-from harness.workloads.workload import Workload
+from harness.workloads.workload import OMITTED, Workload
 from reformer import HashFamily, ReformerConfig
 from reformer.attention.modules import Attending
 from reformer.attention.options import at_least
@@ -96,6 +97,7 @@ class TrainSpec:
         clip: largest gradient norm; 0 does not clip.
         optimizer: `adamw`, `adam` or `sgd`.
         beta1, beta2: moments of the Adam kinds; `beta1` is also the momentum of `sgd`.
+        save_weights: whether the trained weights are kept beside the record, for `harness evaluate`.
     """
 
     steps: int
@@ -107,6 +109,7 @@ class TrainSpec:
     optimizer: str
     beta1: float
     beta2: float
+    save_weights: bool = field(default=False, metadata={OMITTED: True})
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size"):
@@ -194,8 +197,10 @@ class TrialSpec:
         if self.threads > MOST_THREADS:
             raise ValueError(f"threads={self.threads}: must be at most {MOST_THREADS}")
         for name in ("seed", "repeat"):
-            if not 0 <= getattr(self, name) < 2**31:
+            if not 0 <= getattr(self, name) < MOST_REPLICATES:
                 raise ValueError(f"{name}={getattr(self, name)}: give 0 ≤ {name} < 2**31")
+        if self.train.save_weights and not self.workload.trains:
+            raise ValueError("train.save_weights=true: this workload trains no weights to keep; use false")
         _ = self.backend
         if "oracle" in self.evaluate.controls and self.task.length > LONGEST_ORACLE:
             raise ValueError(

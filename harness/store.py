@@ -4,28 +4,37 @@ results/<study>/study.json               name, command, swept factors and levels
 results/<study>/trials/<trial_id>.json   one record
 results/<study>/trials/superseded/       records that a rerun replaced
 results/<study>/logs/<trial_id>.log      what the trial printed
+results/<study>/weights/                trained weights, where train.save_weights=true asked for them
 results/<study>/report/                  made from the records, can be deleted at any time
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.record import RecordError, TrialRecord, from_json, to_json
+from harness.record import RecordError, Summary, TrialRecord, from_json, summary_from_ends, to_json
 
 _STUDY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
 #: Folders under `results/` that hold published files, not studies of this checkout.
 RESERVED_NAMES = ("baselines", "reference")
+
+
+#: Bytes at both ends of a record that tell what it is about, unless it ended with a long message.
+_HEAD, _TAIL = 16_384, 512
+#: Nobody takes that long to write a file.
+_ABANDONED_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,9 @@ class Study:
     def log_path(self, trial_id: str) -> Path:
         return self.path / "logs" / f"{trial_id}.log"
 
+    def weights_path(self, trial_id: str) -> Path:
+        return self.path / "weights" / f"{trial_id}.safetensors"
+
     def create(self) -> None:
         """Make the folders.
 
@@ -92,6 +104,41 @@ class Study:
         if record.trial_id != trial_id:
             raise RecordError(f"holds trial {record.trial_id}, not {trial_id}")
         return record
+
+    def summary(self, trial_id: str) -> Summary | None:
+        """What the record of a trial is about and how it ended, None if there is none.
+
+        Raises:
+            RecordError: the file is torn or foreign.
+        """
+        try:
+            with self.record_path(trial_id).open("rb") as stream:
+                head = stream.read(_HEAD)
+                stream.seek(-min(_TAIL, os.fstat(stream.fileno()).st_size), os.SEEK_END)
+                tail = stream.read()
+            found = summary_from_ends(head.decode("utf-8", "ignore"), tail.decode("utf-8", "ignore"))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RecordError(str(error)) from error
+        if found is None or found.trial_id != trial_id:
+            record = self.read(trial_id)
+            return None if record is None else Summary.of(record)
+        return found
+
+    def summaries(self) -> tuple[list[Summary], list[Unreadable]]:
+        """Of all records, oldest first, and the files that are none."""
+        found, unreadable = [], []
+        for path in self._record_files():
+            try:
+                summary = self.summary(path.stem)
+            except RecordError as error:
+                unreadable.append(Unreadable(path, str(error)))
+                continue
+            if summary is not None:
+                found.append(summary)
+        found.sort(key=lambda summary: (summary.started_at, summary.trial_id))
+        return found, unreadable
 
     def scan(self) -> tuple[list[TrialRecord], list[Unreadable]]:
         """All records, oldest first, and the files that are none."""
@@ -129,6 +176,14 @@ class Study:
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         write_atomically(self.path / "study.json", json.dumps(info, indent=1) + "\n")
+
+    def drop_torn(self) -> None:
+        """Remove what writers left half written that were killed long ago."""
+        for folder in (self.path, self.trials):
+            for path in folder.glob(".*.tmp"):
+                with contextlib.suppress(OSError):
+                    if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                        path.unlink()
 
     def _record_files(self) -> Iterator[Path]:
         if self.trials.is_dir():

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from harness import wording
-from harness.claims import claim_path, read_claim
+from harness.claims import claim_path, drop_dead, read_claim
 from harness.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from harness.plan import Plan, look_up, study_info
 from harness.progress import Progress, clock, headline, invalid_lines, outcomes
@@ -28,6 +28,8 @@ def carry_out(plan: Plan, *, launch: Callable[[], list[str]], command: str) -> i
         command: what was typed, to be kept with the study.
     """
     study = plan.placement.study
+    drop_dead(study)
+    study.drop_torn()
     forget_invalid(plan)
     study.write_info(study_info(plan, command=command, versions=versions()))
     print(headline(plan))

@@ -8,18 +8,25 @@ Sweep, measure, store, report and gate ablations of the Reformer.
 measure
   run [-m] [KEY=VALUE ...]         one trial, or with -m a sweep over comma-separated values
   plan [-m] [KEY=VALUE ...]        the same sweep dry: the state of each trial; runs nothing
+  evaluate STUDY evaluate.KEY=[…]  more evaluation settings on trained weights, without training
+  import FILE ...                  bring in records that were measured elsewhere
 
 look
   list [WHAT]                      studies, experiments, tasks or families
   show TRIAL                       one record, the end of its log, the command that repeats it
+  status STUDY                     how far a running sweep is, from another shell
   report STUDY                     (re)build tables, figures and report.html from the records
 
 compare
   baseline save STUDY --as NAME    keep a study's numbers to compare with
   gate STUDY --baseline NAME       a verdict: has it become slower, fatter or less accurate?
 
+trust
+  doctor                           let the instruments measure what is known, and tell which of them lie
+
 tidy
   rm STUDY                         delete a study
+  completion SHELL                 what bash, zsh or fish need to complete all this
 
 'harness COMMAND --help' tells all about one of them.
 Exit codes: 0 fine, 1 failed, 2 wrong usage, 130 interrupted; run and gate tell theirs in full.
@@ -53,6 +60,9 @@ keys that place a trial without changing its numbers
   rerun                      recorded trials that run again: none, failed, stale (other code) or all
   timeout_s                  after so many seconds a trial is ended and recorded as timeout
   memory_limit_gib           a trial on the CPU that takes more is recorded as out_of_memory
+  timing                     exclusive: a timed trial waits until no other one of this machine is on its
+                             device; shared: it does not, and the report says that times were shared
+  retries                    how often a trial is run again that was killed from outside (default 1)
   hydra/launcher             basic, or joblib for several trials at once
 
 exit codes

@@ -33,12 +33,13 @@ from typing import Any, NoReturn, TextIO
 
 from harness.errors import EXIT_INTERRUPTED, EXIT_USAGE
 from harness.protocol import OUT_OF_MEMORY, PROGRESS_PREFIX, PROTOCOL, now
-from harness.record import Measurement, Outcome, TrialRecord, to_json
+from harness.record import MOST_REPLICATES, Measurement, Outcome, TrialRecord, to_json, trial_id
 from harness.store import write_atomically
 
 _PR_SET_PDEATHSIG = 1
 _TRACEBACK_LIMIT = 20_000
 _PROGRESS_INTERVAL_S = 0.5
+_FORECAST_S = 3.0
 _NUMBER = re.compile(r"-?[\d.]+(e[-+]?\d+)?")
 
 
@@ -60,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(
-    data: Mapping[str, Any], *, memory_limit_gib: float | None = None, progress: Callable[[str], None]
+    data: Mapping[str, Any],
+    *,
+    memory_limit_gib: float | None = None,
+    weights: Path | None = None,
+    progress: Callable[[str], None],
 ) -> Measurement:
     """Run the workload of a spec in this process; failing is an outcome, never an exception.
 
@@ -68,6 +73,7 @@ def measure(
         data: the encoded spec.
         memory_limit_gib: how much the address space may grow; ignored with CUDA, which maps far more
             than it uses.
+        weights: where trained weights are kept, if the spec asks for it.
         progress: told how far the trial is.
     """
     import torch
@@ -81,7 +87,10 @@ def measure(
         torch.set_num_threads(spec.threads)
         environment = worker_environment(spec)
         with _memory_limit(None if spec.device.startswith("cuda") else memory_limit_gib):
-            measurement = spec.workload(spec, progress=progress)
+            if spec.train.save_weights and weights is not None:
+                measurement = spec.workload.keeping(spec, progress=progress, weights=weights)
+            else:
+                measurement = spec.workload(spec, progress=progress)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -128,7 +137,10 @@ def _serve(replies: TextIO) -> None:
     _send(replies, {"protocol": PROTOCOL, "harness": str(Path(__file__).parent)})
     while (request := requests.next()) is not None:
         if request["op"] == "decode":
-            _send(replies, {"results": _decode_all(request["configs"], request.get("check_device", False))})
+            results = _decode_all(request["configs"], request.get("check_device", False))
+            if request.get("forecast"):
+                _add_forecasts(results, within_s=_FORECAST_S)
+            _send(replies, {"results": results})
         elif request["op"] == "run":
             # Compiled here, if nobody has yet, and not within what the first trial measures.
             reformer.kernels.native.missing()
@@ -161,13 +173,34 @@ class _Requests:
 
 
 def _decode_all(configs: Sequence[Mapping[str, Any]], check_device: bool) -> list[dict[str, Any]]:
-    results = [_decode_one(config) for config in configs]
+    results = _decode_settings(configs)
     if check_device:
         faults = _device_faults({result["spec"]["device"] for result in results if "spec" in result})
         for index, (config, result) in enumerate(zip(configs, results, strict=True)):
             fault = faults.get(result["spec"]["device"]) if "spec" in result else None
             if fault:
-                results[index] = {"error": fault, "trial_id": _raw_id(config)}
+                results[index] = {"error": fault, "trial_id": trial_id(config)}
+    return results
+
+
+def _decode_settings(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Decode each config; those that differ in what replicates a trial alone, once."""
+    results: list[dict[str, Any]] = []
+    known: dict[str, dict[str, Any]] = {}
+    for config in configs:
+        counts = {name: config.get(name) for name in ("seed", "repeat")}
+        if not all(type(count) is int and 0 <= count < MOST_REPLICATES for count in counts.values()):
+            results.append(_decode_one(config))
+            continue
+        setting = json.dumps({**config, "seed": 0, "repeat": 0}, sort_keys=True, default=repr)
+        if setting not in known:
+            known[setting] = _decode_one({**config, "seed": 0, "repeat": 0})
+        result = known[setting]
+        if "spec" not in result:
+            results.append({**result, "trial_id": trial_id(config)})
+            continue
+        spec = {**result["spec"], **counts}
+        results.append({**result, "spec": spec, "trial_id": trial_id(spec)})
     return results
 
 
@@ -177,18 +210,37 @@ def _decode_one(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
         spec = codec.decode(config)
         encoded = codec.encode(spec)
-        return {"spec": encoded, "trial_id": codec.trial_id(encoded), "backend": spec.backend}
+        return {
+            "spec": encoded,
+            "trial_id": trial_id(encoded),
+            "backend": spec.backend,
+            "timed": spec.workload.timed,
+        }
     except ValueError as error:
-        return {"error": " ".join(str(error).split()), "trial_id": _raw_id(config)}
+        return {"error": " ".join(str(error).split()), "trial_id": trial_id(config)}
     except Exception as error:
         traceback.print_exc()
-        return {"error": _one_line(error), "trial_id": _raw_id(config)}
+        return {"error": _one_line(error), "trial_id": trial_id(config)}
 
 
-def _raw_id(config: Mapping[str, Any]) -> str:
+def _add_forecasts(results: Sequence[dict[str, Any]], *, within_s: float) -> None:
+    """What valid trials will cost; a sweep too large to be told within that time is told in part."""
     from harness import codec
 
-    return codec.trial_id(config)
+    until = time.monotonic() + within_s
+    known: dict[str, dict[str, float] | None] = {}
+    for result in results:
+        if "spec" not in result or time.monotonic() > until:
+            continue
+        # Neither a seed nor a repeat changes what a trial costs.
+        setting = {**result["spec"], "seed": 0, "repeat": 0}
+        key = trial_id(setting)
+        if key not in known:
+            spec = codec.decode(setting)
+            forecast = spec.workload.forecast(spec)
+            known[key] = None if forecast is None else dataclasses.asdict(forecast)
+        if known[key] is not None:
+            result["forecast"] = known[key]
 
 
 def _device_faults(devices: set[str]) -> dict[str, str]:
@@ -299,7 +351,10 @@ def _run_child(request: Mapping[str, Any], server: int) -> NoReturn:
     try:
         _become_trial(request["log"], server)
         measurement = measure(
-            request["spec"], memory_limit_gib=request.get("memory_limit_gib"), progress=_progress_printer()
+            request["spec"],
+            memory_limit_gib=request.get("memory_limit_gib"),
+            weights=Path(request["weights"]) if request.get("weights") else None,
+            progress=_progress_printer(),
         )
         write_atomically(Path(request["out"]), to_json(measurement))
         code = 0
@@ -367,7 +422,10 @@ def _measure_once(text: str, stdout: TextIO) -> int:
         measurement = Measurement(outcome=Outcome(status="invalid", message=decoded["error"]))
     else:
         measurement = measure(
-            decoded["spec"], memory_limit_gib=request.get("memory_limit_gib"), progress=_progress_printer()
+            decoded["spec"],
+            memory_limit_gib=request.get("memory_limit_gib"),
+            weights=Path(f"{decoded['trial_id']}.safetensors"),
+            progress=_progress_printer(),
         )
     record = TrialRecord(
         trial_id=decoded["trial_id"],

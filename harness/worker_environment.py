@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from harness.spec import TrialSpec
 
 _ALLOCATOR_VARIABLES = ("LD_PRELOAD", "GLIBC_TUNABLES", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+#: What they begin with: they decide how threads share, wait and are bound.
+_THREAD_VARIABLES = ("OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_")
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+#: Of a control group, in its second version and in its first.
+_LIMITS = {
+    "cpu_quota": ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
+    "memory_limit": ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+}
 
 
 def worker_environment(spec: TrialSpec) -> dict[str, Any]:
@@ -29,6 +38,15 @@ def worker_environment(spec: TrialSpec) -> dict[str, Any]:
         "device_name": _cpu_model(),
         "platform": platform.platform(),
         "allocator": _allocator_settings(),
+        "thread_variables": _variables(_THREAD_VARIABLES),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "huge_pages": _chosen(_first_line(_HUGE_PAGES)),
+        "governor": _first_line(_GOVERNOR),
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        **{
+            name: next(filter(None, map(_first_line, map(Path, paths))), "")
+            for name, paths in _LIMITS.items()
+        },
     }
     if spec.device.startswith("cuda"):
         environment["device_name"] = torch.cuda.get_device_name(spec.device)
@@ -38,11 +56,25 @@ def worker_environment(spec: TrialSpec) -> dict[str, Any]:
 
 
 def _allocator_settings() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in sorted(os.environ.items())
-        if name.startswith("MALLOC_") or name in _ALLOCATOR_VARIABLES
-    }
+    named = {name: os.environ[name] for name in _ALLOCATOR_VARIABLES if name in os.environ}
+    return dict(sorted((named | _variables(("MALLOC_",))).items()))
+
+
+def _variables(beginnings: tuple[str, ...]) -> dict[str, str]:
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(beginnings)}
+
+
+def _first_line(path: Path) -> str:
+    """Of a file of the kernel; empty where there is none, as in most containers."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+    except OSError:
+        return ""
+
+
+def _chosen(choices: str) -> str:
+    """The one in brackets: `always [madvise] never`."""
+    return choices.partition("[")[2].partition("]")[0] or choices
 
 
 def _cpu_model() -> str:

@@ -49,6 +49,11 @@ class DecodeState(ABC):
         self._ends = ends
         self._room = room
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that are kept of the tokens so far."""
+        return 0
+
     @torch.no_grad()
     def step(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
         """Append a token to each row; the logits of those that come next.
@@ -87,6 +92,12 @@ class CachedDecode(DecodeState):
         streams = trunk.advance(tokens, call=replace(self._call, padding_mask=padding_mask))
         self.logits = _logits_before(streams, ends, head=head)
 
+    @property
+    def cache_bytes(self) -> int:
+        """Of keys, values and queues of all layers."""
+        assert self._call.caches is not None
+        return self._call.caches.nbytes
+
     def _append(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
         call = replace(self._call, positions=self._ends[:, None])
         logits: Tensor = self._head(self._trunk.advance(tokens[:, None], call=call))
@@ -122,6 +133,11 @@ class RecomputedDecode(DecodeState):
         self._real = None if padding_mask is None else F.pad(padding_mask, (0, room))
         self._length = tokens.shape[1]
         self.logits = self._read()
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the tokens themselves: nothing else is kept."""
+        return self._tokens.nbytes
 
     def _append(self, tokens: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
         self._tokens.scatter_(1, self._ends[:, None], tokens[:, None])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 
 import jaxtyping
 import torch
@@ -15,6 +16,10 @@ if not torch.cuda.is_available():
 jaxtyping.install_import_hook("reformer", "beartype.beartype")
 
 torch.set_num_threads(1)
+
+# Sweeps of the tests wait for each other, and not for what else is measured on this machine.
+_LOCKS = tempfile.TemporaryDirectory(prefix="harness-locks-")
+os.environ.setdefault("HARNESS_LOCKS", _LOCKS.name)
 
 # The background job of a shell ignores interrupts, and so would every command that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

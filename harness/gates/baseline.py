@@ -15,6 +15,7 @@ from harness.arguments import Parser, parser_for
 from harness.errors import EXIT_MISSING, EXIT_OK, HarnessError, UsageError
 from harness.gates.side import Trial, cells, trial_of
 from harness.metrics.catalogue import describe
+from harness.metrics.names import is_percentile
 from harness.record import FAILED_STATUSES, TrialRecord
 
 SCHEMA_VERSION = 1
@@ -219,7 +220,7 @@ def _kept(metrics: Mapping[str, float]) -> dict[str, float]:
     kept = {}
     for name, value in metrics.items():
         metric = describe(name)
-        if metric.scale and not name.endswith(".p90") and value == value and abs(value) != float("inf"):
+        if metric.scale and not is_percentile(name) and value == value and abs(value) != float("inf"):
             kept[name] = round(value, 6) if metric.unit == "s" else value
     return kept
 

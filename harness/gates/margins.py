@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from harness.errors import UsageError
+from harness.metrics.names import is_percentile
 
 KINDS = ("exact", "paired", "timing")
 SCALES = ("ratio", "points", "absolute")
@@ -50,7 +51,7 @@ class Margins:
 
     def of(self, column: str) -> Margin | None:
         """The margin of a column, which covers the phases of its metric; None: not gated."""
-        if "@" in column or column.endswith(".p90"):
+        if "@" in column or is_percentile(column):
             return None
         return self.metrics.get(column) or self.metrics.get(column.partition(".")[0])
 

@@ -25,5 +25,6 @@ def columns(record: TrialRecord) -> dict[str, float]:
         other.columns(record, claimed=_CLAIMED),
     ):
         merged |= part
+    merged |= cost.residuals(record, merged)
     main = {name: value for name, value in merged.items() if "@" not in name}
     return main | {name: value for name, value in merged.items() if "@" in name}

@@ -30,3 +30,9 @@ def split_column(column: str) -> tuple[str, str | None, dict[str, str]]:
     metric, _, phase = name.partition(".")
     pairs = (pair.partition("=") for pair in setting.split(",") if pair)
     return metric, phase or None, {key: value for key, _, value in pairs}
+
+
+def is_percentile(column: str) -> bool:
+    """Whether a column is the tail of another one's distribution: `step_s.p90`."""
+    _, phase, _ = split_column(column)
+    return phase is not None and phase[:1] == "p" and phase[1:].isdigit()

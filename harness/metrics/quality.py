@@ -15,6 +15,10 @@ FLOORS = ("chance_accuracy", "majority_accuracy")
 #: An accuracy that is not this much above both has not been learned.
 LEARNED = 0.02
 QUALITIES = ("accuracy", "bits_per_byte")
+#: A trial of so high an accuracy has solved its task.
+SOLVED = 0.9
+#: Training has, once so many losses in a row are below this share of a guess's.
+_SOLVED_LOSS, _IN_A_ROW = 0.1, 5
 
 
 def columns(record: TrialRecord) -> dict[str, float]:
@@ -38,7 +42,28 @@ def columns(record: TrialRecord) -> dict[str, float]:
         known = record.theory.get(floor)
         if isinstance(known, (int, float)):
             result[floor] = float(known)
+    if quality_of(record) == "accuracy" and {"accuracy", "chance_accuracy"} <= result.keys():
+        result["solved"] = float(result["accuracy"] >= SOLVED)
+        steps = _steps_to_solved(record)
+        if steps is not None:
+            result["steps_to_solved"] = float(steps)
     return result
+
+
+def _steps_to_solved(record: TrialRecord) -> int | None:
+    """Training steps up to the first loss of a row of small ones; None if there is none, or no chance known.
+
+    Small is a tenth of what guessing costs, −ln of the chance to be right.
+    """
+    chance, losses = record.theory.get("chance_accuracy"), record.series.get("train", {}).get("loss", [])
+    if not isinstance(chance, (int, float)) or not 0 < chance < 1:
+        return None
+    small = 0
+    for step, loss in enumerate(losses):
+        small = small + 1 if loss <= -_SOLVED_LOSS * math.log(chance) else 0
+        if small == _IN_A_ROW:
+            return step - _IN_A_ROW + 2
+    return None
 
 
 def quality_of(record: TrialRecord) -> str:

@@ -1,4 +1,4 @@
-"""How long a step takes: medians and 90th percentiles after the warm-up, and tokens per second."""
+"""How long a step takes: medians and percentiles after the warm-up, and tokens per second."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ import numpy as np
 
 from harness.record import TrialRecord
 
-METRICS = frozenset({"step_s", "forward_s", "backward_s", "optimizer_s"})
+METRICS = frozenset({"step_s", "forward_s", "backward_s", "optimizer_s", "others_cpu"})
+#: A larger share of the CPUs, taken by others, makes times doubtful.
+DISTURBED = 0.05
+_QUANTILES = {"p90": 0.9, "p99": 0.99}
 _ORDER = ("step_s", "forward_s", "backward_s", "optimizer_s")
 
 
 def columns(record: TrialRecord) -> dict[str, float]:
-    """Medians, p90s and throughput of the steps as trained."""
+    """Medians, percentiles and throughput of the steps as trained, and what others took of the CPUs."""
     result: dict[str, float] = {}
     for metric in _ORDER:
         values = after_warm_up(record.values(metric))
         if len(values):
             result[metric] = float(np.median(values))
-            result[f"{metric}.p90"] = float(np.quantile(values, 0.9))
+            result |= {f"{metric}.{name}": float(np.quantile(values, q)) for name, q in _QUANTILES.items()}
     tokens = record.values("tokens_per_step")
     if tokens and result.get("step_s", 0.0) > 0:
         result = {"tokens_per_s": float(np.median(tokens)) / result["step_s"], **result}
+    others = record.values("others_cpu")
+    if others:
+        result["others_cpu"] = float(np.mean(others))
     return result
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Protocol
 
 from harness.record import Sample
@@ -29,3 +30,20 @@ class Blind:
 
     def samples(self) -> tuple[Sample, ...]:
         return ()
+
+
+class Together:
+    """Several probes on the same steps; the first is around the others."""
+
+    def __init__(self, *probes: Probe) -> None:
+        self._probes = probes
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with ExitStack() as stack:
+            for probe in self._probes:
+                stack.enter_context(probe.phase(name))
+            yield
+
+    def samples(self) -> tuple[Sample, ...]:
+        return tuple(sample for probe in self._probes for sample in probe.samples())

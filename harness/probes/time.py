@@ -38,6 +38,10 @@ class Stopwatch:
         yield
         self._seconds[name].append(time.perf_counter() - started)
 
+    def step_seconds(self) -> tuple[float, ...]:
+        """Of the steps so far."""
+        return next((sample.values for sample in self.samples() if sample.metric == "step_s"), ())
+
     def samples(self) -> tuple[Sample, ...]:
         """`forward_s`, `backward_s`, `optimizer_s` of the phases that ran, and `step_s`, their sum a step."""
         if self._events:

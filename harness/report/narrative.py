@@ -13,6 +13,7 @@ from harness.design import Design, by_task, design_of, level_texts, quality_colu
 from harness.formatting import MINUS, cell_label, effect, interval, plain, ratio, short_name, signed, value
 from harness.metrics.catalogue import Metric, describe
 from harness.metrics.quality import FLOORS, LEARNED
+from harness.metrics.time import DISTURBED
 from harness.plots.pareto import Front
 from harness.record import STATUSES, TrialRecord
 from harness.store import Unreadable
@@ -68,6 +69,7 @@ def cautions(
     return [
         *_incomplete(trials, unreadable=unreadable, info=info),
         *_mixed(records),
+        *_disturbed(trials, records=records),
         *_eval_sets(trials, records=records),
         *(line for task, part in by_task(trials) for line in _near_floor(part, task=task)),
         *(line for task, part in by_task(trials) for line in _design_lines(part, task=task, factors=factors)),
@@ -274,6 +276,27 @@ def _mixed(records: Sequence[TrialRecord]) -> list[str]:
             shown = "; ".join(plain(text, limit=60) for text in found[:5])
             lines.append(
                 f"Several values of {name}: {shown}. Times and memory of these trials are not comparable."
+            )
+    return lines
+
+
+def _disturbed(trials: pd.DataFrame, *, records: Sequence[TrialRecord]) -> list[str]:
+    """Times that others had a hand in."""
+    lines = []
+    shared = sum(record.environment.get("timing") == "shared" for record in records)
+    if shared:
+        lines.append(
+            f"{_count(shared, 'trial')} of {len(records)} ran while others could (timing=shared): "
+            "their times say little."
+        )
+    if "others_cpu" in trials.columns:
+        worst = trials["others_cpu"].max()
+        count = int((trials["others_cpu"] > DISTURBED).sum())
+        if count:
+            lines.append(
+                f"Others used more than {DISTURBED:.0%} of the CPUs in {_count(count, 'trial')} of "
+                f"{int(trials['others_cpu'].notna().sum())} timed ones (at most {worst:.0%}): "
+                "their times are less certain."
             )
     return lines
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,12 +11,13 @@ from torch import Tensor, nn
 
 from harness.devices import autocast
 from harness.peers import OURS, PEERS, check_implementation, versions
-from harness.probes import Counter, Probe, ResidentPeak, Stopwatch
+from harness.probes import Counter, OthersWatch, Probe, ResidentPeak, Stopwatch, Together
 from harness.record import Measurement, Outcome, Sample
 from harness.workloads.floor import floor_samples, product_rates_of, rate_sample
 from harness.workloads.measure import allocator_probe
+from harness.workloads.sampling import Sampling
 from harness.workloads.session import stream_seed
-from harness.workloads.workload import Workload
+from harness.workloads.workload import OMITTED, Workload
 from reformer import ReformerConfig
 from reformer.attention.modules import AttentionCall, build_attention
 
@@ -39,18 +39,17 @@ class Attention(Workload):
             `attention=full_standard`.
         timed_steps: steps that the clock counts, at most.
         budget_s: seconds of timed steps after which no further one begins; one there is always.
+        precision: what is known of a step so well that no further one is needed (see `Sampling`); 0 is never.
     """
 
     implementation: str = OURS
     timed_steps: int = 20
     budget_s: float = 2.0
+    precision: float = field(default=0.0, metadata={OMITTED: True})
 
     def __post_init__(self) -> None:
         check_implementation(self.implementation)
-        if self.timed_steps < 1:
-            raise ValueError(f"workload.timed_steps={self.timed_steps}: must be at least 1")
-        if self.budget_s < 0:
-            raise ValueError(f"workload.budget_s={self.budget_s}: must not be negative")
+        self._sampling()
 
     def backend(self, spec: TrialSpec) -> str:
         """Ours by its backend, a peer by its name."""
@@ -69,33 +68,30 @@ class Attention(Workload):
         footprint = (*resident.samples(), *counter.samples())
         session.step(batch, allocator)
         rates = [product_rates_of(spec)]
-        stopwatch = Stopwatch(session.device)
-        for step in self._within_budget(session.device):
-            session.step(batch, stopwatch)
+        stopwatch, sampling = Stopwatch(session.device), self._sampling()
+        watching = Together(OthersWatch(), stopwatch)
+        for step in sampling.steps(stopwatch.step_seconds):
+            session.step(batch, watching)
+            if session.device.type == "cuda":
+                torch.cuda.synchronize(session.device)
             progress(f"step {step + 1}/{self.timed_steps}")
         rates.append(product_rates_of(spec))
         return Measurement(
             outcome=Outcome(status="ok"),
             samples=(
                 *session.sizes(),
-                *stopwatch.samples(),
+                *watching.samples(),
                 *footprint,
                 *allocator.samples(),
                 *floor_samples(spec.reformer_config(), batch=spec.train.batch_size, seq=spec.task.length),
                 rate_sample(*rates),
             ),
+            theory={"stopped_by": sampling.stopped_by},
             environment={"mem_method": resident.method, **versions(self.implementation)},
         )
 
-    def _within_budget(self, device: torch.device) -> Iterator[int]:
-        """Numbers of steps, until there are enough or their time is spent."""
-        started = time.perf_counter()
-        for step in range(self.timed_steps):
-            if step and time.perf_counter() - started > self.budget_s:
-                return
-            yield step
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+    def _sampling(self) -> Sampling:
+        return Sampling(at_most=self.timed_steps, budget_s=self.budget_s, precision=self.precision)
 
 
 @dataclass(frozen=True, kw_only=True)

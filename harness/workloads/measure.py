@@ -12,6 +12,9 @@ from harness.probes import Blind, Counter, CpuAllocator, CudaAllocator, Probe, R
 from harness.probes.memory import held_bytes
 from harness.record import Sample
 
+#: Passes of a warm session, each under a probe.
+FOOTPRINT_STEPS = 3
+
 
 class Subject(Protocol):
     """What takes steps: its device, its batches, and what it holds between two steps."""
@@ -61,8 +64,10 @@ def measure_footprint(
     return (*of_pages, *allocator.samples(), *counter.samples()), resident.method
 
 
-def allocator_probe(session: Subject, batch: tuple[Tensor, Tensor]) -> CpuAllocator | CudaAllocator:
-    """The probe of allocator peaks for steps on that batch."""
+def allocator_probe(
+    session: Subject, batch: tuple[Tensor, Tensor], *, held: int = 0
+) -> CpuAllocator | CudaAllocator:
+    """The probe of allocator peaks for steps on that batch, where so many bytes more are held all along."""
     if session.device.type == "cuda":
         return CudaAllocator(session.device)
-    return CpuAllocator(held_bytes((*session.live_tensors(), *batch)))
+    return CpuAllocator(held + held_bytes((*session.live_tensors(), *batch)))

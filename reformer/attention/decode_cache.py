@@ -376,6 +376,13 @@ class Caches:
     hash_functions: dict[int, HashFunction] = field(default_factory=dict)
     of_source: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors in the caches."""
+        of_layers = (x for cache in self.of_layer.values() for x in vars(cache).values())
+        of_source = (x for pair in self.of_source.values() for x in pair)
+        return sum(x.nbytes for x in (*of_layers, *of_source) if isinstance(x, Tensor))
+
 
 def row_ends(padding_mask: Bool[Tensor, "batch seq"]) -> Int[Tensor, " batch"]:
     """Position right behind the last real token of each row; 0 where there is none."""

@@ -13,10 +13,8 @@ import time
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
 
 from reformer import DecodeState, ReformerConfig, ReformerLM
-from reformer.attention.decode_cache import Caches
 
 KINDS = ("full_standard", "lsh", "local")
 
@@ -36,14 +34,6 @@ def build(kind: str, *, max_length: int, arguments: argparse.Namespace) -> Refor
         positions="axial",
     )
     return ReformerLM(config).eval()
-
-
-def cache_mib(state: DecodeState) -> float:
-    """Memory of all tensors in the caches of a decode."""
-    caches = state.__dict__["_call"].caches
-    assert isinstance(caches, Caches)
-    tensors = [x for cache in caches.of_layer.values() for x in vars(cache).values() if isinstance(x, Tensor)]
-    return sum(x.nbytes for x in tensors) / 2**20
 
 
 def take_turns(states: Mapping[str, DecodeState], *, turns: int, tokens: int) -> dict[str, list[float]]:
@@ -87,7 +77,7 @@ def measure(length: int, *, arguments: argparse.Namespace) -> None:
         print(
             f"{length:7d} {kind:14s} {1 / statistics.median(seconds[kind]):9.1f} tokens/s"
             f" {statistics.median(ratios):7.2f} × full_standard"
-            f" {cache_mib(states[kind]):9.1f} MiB of cache {prefill_s[kind]:8.2f} s of prefill",
+            f" {states[kind].cache_bytes / 2**20:9.1f} MiB of cache {prefill_s[kind]:8.2f} s of prefill",
             flush=True,
         )
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.record import Measurement, Outcome, Sample
 from harness.workloads.workload import Workload
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Fake(Workload):
     """Does `does`, after `seconds` of sleep and while holding `mebibytes`."""
+
+    timed: ClassVar[bool] = False
 
     does: str = "succeed"
     seconds: float = 0.0

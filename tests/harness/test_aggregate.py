@@ -77,6 +77,15 @@ def test_a_swept_group_that_is_no_field_is_a_column():
     assert trials["model"].tolist() == ["tiny", "small"]
 
 
+def test_an_implementation_that_was_not_typed_is_the_one_that_ran():
+    """A preset of one implementation beside one that sweeps them."""
+    swept = [factory.layer(name, 64) for name in ("ours", "sdpa", "transformers")]
+    bare = [replace(record, cell={"seed": "0"}) for record in swept]
+    trials = aggregate.table([*swept, *bare], study="s")
+    assert list(trials["implementation"]) == ["ours", "sdpa", "transformers"] * 2
+    assert "implementation" not in aggregate.table(bare, study="s")
+
+
 def test_failed_trials_are_rows_without_metrics(records):
     trials = aggregate.table([factory.failed(records[0]), records[1]], study="s")
     assert trials["outcome"].tolist() == ["out_of_memory", "ok"]

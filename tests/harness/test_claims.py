@@ -122,3 +122,11 @@ def test_only_one_of_many_gets_a_claim(study: Study, dead_pid: int) -> None:
     for thread in threads:
         thread.join()
     assert results.count(True) == 1
+
+
+def test_only_dead_claims_are_dropped(study: Study, dead_pid: int) -> None:
+    put(study, mine(pid=dead_pid))
+    alive = claim_path(study, "bbbb")
+    alive.write_text(json.dumps(asdict(mine())))
+    claims.drop_dead(study)
+    assert [path.name for path in study.trials.glob("*.claim")] == [alive.name]

@@ -222,13 +222,13 @@ def test_a_server_that_fails_a_job_is_an_error_of_that_trial(
 ) -> None:
     decode, calls = ForkServer.decode, []
 
-    def fail_the_second(self: ForkServer, configs: Sequence[Any], *, check_device: bool) -> list[Decoded]:
+    def fail_the_second(self: ForkServer, configs: Sequence[Any], **options: bool) -> list[Decoded]:
         calls.append(configs)
         if len(calls) == 2:
             raise ServerError("the measuring process is away")
         if len(calls) == 3:
             return [Decoded(trial_id="x", error="device=cuda: it has gone away")]
-        return decode(self, configs, check_device=check_device)
+        return decode(self, configs, **options)
 
     monkeypatch.setattr(ForkServer, "decode", fail_the_second)
     assert shell.fake("run", "-m", "attention.n_hashes=1,2,4").code == 1
@@ -420,7 +420,7 @@ def test_hydras_flags_work_behind_run(shell: Shell) -> None:
     assert "hydra/sweeper/harness" in shell("run", "--info", "defaults").out
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "list", "show", "report", "gate", "baseline", "rm"])
+@pytest.mark.parametrize("command", list(cli._COMMANDS))
 def test_every_command_has_help_with_examples(command: str) -> None:
     result = subprocess.run(
         [*HARNESS, command, "--help"], capture_output=True, text=True, env=harness_environment()
@@ -571,7 +571,7 @@ def test_a_sweep_that_is_killed_leaves_no_process_and_goes_on_later(shell: Shell
 
 
 def test_kill_9_of_a_trial_and_the_sweep_goes_on(shell: Shell) -> None:
-    process = start(shell, "-m", "workload.seconds=3", "attention.n_hashes=1,2", "timeout_s=30")
+    process = start(shell, "-m", "workload.seconds=3", "attention.n_hashes=1,2", "timeout_s=30", "retries=0")
     wait_for_claims(shell, 1)
     time.sleep(0.3)
     (server,) = [pid for pid in offspring(process.pid) if offspring(pid)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from harness import runner
 from harness.claims import claim_path, claimed
 from harness.plan import Placement
 from harness.protocol import now
-from harness.record import TrialRecord
+from harness.record import Outcome, TrialRecord
 from harness.runner import Job, run_trial
 from harness.server import Ending, ForkServer
 from harness.store import Study
@@ -44,7 +45,7 @@ def job_of(study: Study, spec_of: SpecOf) -> Callable[..., Job]:
             timeout_s=timeout_s,
             memory_limit_gib=memory_limit_gib,
         )
-        return Job(placement=placement, trial_id=trial_id, cell={"seed": "0"}, spec=spec)
+        return Job(placement=placement, trial_id=trial_id, cell={"seed": "0"}, spec=spec, timed=False)
 
     return make
 
@@ -146,6 +147,67 @@ def _kill_when_running(job: Job) -> None:
     for server in psutil.Process().children():
         for trial in server.children():
             trial.kill()
+
+
+def endings(monkeypatch: pytest.MonkeyPatch, *records: TrialRecord) -> list[str]:
+    """Lets attempts end like these records; the list fills with how often one was made."""
+    attempts: list[str] = []
+
+    def measure(job: Job, server: ForkServer, *, timing: str) -> TrialRecord:
+        attempts.append(timing)
+        return records[min(len(attempts), len(records)) - 1]
+
+    monkeypatch.setattr(runner, "_measure", measure)
+    return attempts
+
+
+def test_a_trial_that_somebody_killed_is_run_again_so_often(
+    job_of: Callable[..., Job], shared_server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of()
+    good = outcome_of(job, shared_server)
+    killed = replace(good, outcome=Outcome(status="killed", signal=signal.SIGKILL))
+    crashed = replace(good, outcome=Outcome(status="killed", signal=signal.SIGSEGV))
+    patient = replace(job, placement=replace(job.placement, retries=2))
+
+    attempts = endings(monkeypatch, killed, good)
+    record = outcome_of(patient, shared_server)
+    assert (len(attempts), record.outcome.status) == (2, "ok")
+    assert record.environment["attempts"] == 2
+
+    attempts = endings(monkeypatch, killed)
+    record = outcome_of(patient, shared_server)
+    assert (len(attempts), record.outcome.status, record.environment["attempts"]) == (3, "killed", 3)
+
+    attempts = endings(monkeypatch, crashed, good)
+    assert outcome_of(patient, shared_server).outcome.status == "killed"
+    assert len(attempts) == 1  # it would crash again
+
+    attempts = endings(monkeypatch, killed, good)
+    assert outcome_of(job, shared_server).outcome.status == "killed"
+    assert len(attempts) == 1  # retries=0
+
+
+def test_timed_trials_take_turns_and_others_do_not(
+    job_of: Callable[..., Job],
+    shared_server: ForkServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    locked: list[str] = []
+
+    @contextlib.contextmanager
+    def lock(device: str) -> Iterator[bool]:
+        locked.append(device)
+        yield True
+
+    monkeypatch.setattr(runner, "device_lock", lock)
+    job = replace(job_of(), timed=True)
+    shared = replace(job, placement=replace(job.placement, timing="shared"))
+    assert outcome_of(job, shared_server).environment["timing"] == "exclusive"
+    assert locked == ["cpu"]
+    assert outcome_of(shared, shared_server).environment["timing"] == "shared"
+    assert outcome_of(replace(job, timed=False), shared_server).environment["timing"] == ""
+    assert locked == ["cpu"]
 
 
 def test_a_server_that_is_killed_costs_one_trial(job_of: Callable[..., Job], server: ForkServer) -> None:

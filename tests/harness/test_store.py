@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.errors import UsageError
-from harness.record import Outcome, RecordError, TrialRecord
+from harness.record import Outcome, RecordError, Summary, TrialRecord, to_json
 from harness.store import Study, open_study, studies, study_at, write_atomically
+from tests.harness import factory
 
 
 def record(trial_id: str, *, code: str = "code", at: str = "2026-01-01T00:00:00+00:00") -> TrialRecord:
@@ -160,3 +163,65 @@ def test_a_foreign_study_file_says_nothing(study: Study, info: object) -> None:
     (study.path / "study.json").write_text(json.dumps(info))
     found = study.read_info()
     assert not any(found.get(key) for key in ("factors", "overrides"))
+
+
+HOSTILE = '\n "environment": {}\n "started_at": "x" }, "schema_version": 9'
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(status="ok"),
+        Outcome(status="error", message=HOSTILE, traceback=HOSTILE, stderr=(HOSTILE,)),
+        Outcome(status="killed", message="x" * 40_000),
+        Outcome(status="invalid", message="é" * 9000),
+    ],
+    ids=["good", "hostile", "longer than what is read first", "cut within a letter"],
+)
+def test_a_summary_is_that_of_the_whole_record(outcome: Outcome, study: Study) -> None:
+    written = replace(factory.record({"seed": 0}), outcome=outcome, cell={"task": HOSTILE})
+    study.write(written)
+    assert study.summary(written.trial_id) == Summary.of(written)
+    assert study.summaries() == ([Summary.of(written)], [])
+
+
+def test_a_summary_reads_the_whole_file_only_if_it_must(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = factory.record({"seed": 0})
+    study.write(written)
+    monkeypatch.setattr(Study, "read", lambda self, trial_id: pytest.fail("read it all"))
+    assert study.summary(written.trial_id) == Summary.of(written)
+
+
+@pytest.mark.parametrize("cut", [1, 40, 3000])
+def test_a_summary_of_a_torn_or_foreign_file_is_refused(cut: int, study: Study) -> None:
+    written = factory.record({"seed": 0})
+    path = study.record_path(written.trial_id)
+    study.create()
+    path.write_text(to_json(written)[:-cut])
+    with pytest.raises(RecordError):
+        study.summary(written.trial_id)
+    path.write_text(to_json(replace(written, trial_id="other")))
+    with pytest.raises(RecordError, match="holds trial other"):
+        study.summary(written.trial_id)
+    path.write_text(json.dumps({**json.loads(to_json(written)), "schema_version": 99}, indent=1))
+    with pytest.raises(RecordError, match="schema 99 is newer"):
+        study.summary(written.trial_id)
+    assert study.summary("nothing") is None
+
+
+def test_a_record_of_another_layout_has_a_summary_too(study: Study) -> None:
+    written = factory.record({"seed": 0})
+    study.create()
+    study.record_path(written.trial_id).write_text(json.dumps(json.loads(to_json(written)), sort_keys=True))
+    assert study.summary(written.trial_id) == Summary.of(written)
+
+
+def test_what_was_half_written_long_ago_is_removed(study: Study) -> None:
+    old, fresh = study.trials / ".a.json.0f.tmp", study.path / ".study.json.0e.tmp"
+    for path in (old, fresh):
+        path.write_text("{")
+    os.utime(old, (0, 0))
+    study.drop_torn()
+    assert (old.exists(), fresh.exists()) == (False, True)

@@ -86,6 +86,26 @@ class TestQuality:
         assert quality.quality_of(bare()) == "accuracy"
         assert quality.quality_of(bare(theory={"quality": "vibes"})) == "accuracy"
 
+    @pytest.mark.parametrize(
+        ("losses", "steps"),
+        [
+            ([3.0] * 7 + [0.2] * 5, 8),
+            ([3.0, 0.2, 0.2, 0.2, 0.2, 3.0] + [0.2] * 6, 7),  # once is no row
+            ([0.24] * 4, None),
+            ([0.25] * 20, None),  # a tenth of ln 11 is 0.2398
+            ([], None),
+        ],
+    )
+    def test_a_task_is_solved_and_after_so_many_steps(self, losses, steps):
+        record = bare(
+            *sums(90.0, 100.0, 20.0), series={"train": {"loss": losses}}, theory={"chance_accuracy": 1 / 11}
+        )
+        found = quality.columns(record)
+        assert found["solved"] == 1
+        assert found.get("steps_to_solved") == steps
+        poor = replace(record, samples=sums(89.9, 100.0, 20.0))
+        assert quality.columns(poor)["solved"] == 0
+
     def test_hash_seeds_are_pooled_by_their_sums(self):
         record = bare(
             *sums(10.0, 10.0, 1.0, n_hashes=4, hash_seed=0), *sums(0.0, 30.0, 1.0, n_hashes=4, hash_seed=1)
@@ -133,7 +153,12 @@ class TestTime:
             Sample(metric="step_s", unit="s", values=(0.5,) * 9),
             Sample(metric="tokens_per_step", unit="tokens", values=(100.0,)),
         )
-        assert time.columns(record) == {"tokens_per_s": 200.0, "step_s": 0.5, "step_s.p90": 0.5}
+        assert time.columns(record) == {
+            "tokens_per_s": 200.0,
+            "step_s": 0.5,
+            "step_s.p90": 0.5,
+            "step_s.p99": 0.5,
+        }
 
 
 class TestMemory:
@@ -169,7 +194,7 @@ def test_a_whole_record_has_every_column_of_the_contract():
         accuracy@n_hashes=1 accuracy@n_hashes=8
         accuracy@attention=full accuracy@attention=random accuracy@attention=knock_out
         peak_alloc_bytes peak_alloc_bytes.backward peak_rss_bytes saved_bytes
-        tokens_per_s step_s forward_s backward_s optimizer_s step_s.p90
+        tokens_per_s step_s forward_s backward_s optimizer_s step_s.p90 step_s.p99
     """
     assert set(wanted.split()) <= found.keys()
     assert not {"correct", "scored", "nll_nats"} & found.keys()

@@ -234,3 +234,54 @@ def test_where_the_kernel_forgets_no_peak_the_largest_so_far_is_told(
     assert probe.method == "ru_maxrss"
     assert peak == resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert delta == 0
+
+
+WATCHED = """
+import sys
+import torch
+from harness.probes import CpuAllocator
+
+torch.set_num_threads(1)
+MIB = 2**20
+
+def work():
+    # Eager operators with temporaries of several sizes, freed in another order than they were made.
+    a = torch.ones(24 * MIB // 4)
+    b = a * 2
+    c = torch.cat([a, b])
+    del a
+    d = c.view(2, -1).sum(dim=0)
+    e = torch.outer(d[:1024], d[:4096])
+    del b, c
+    return e.exp().add_(1), d
+
+work()
+if sys.argv[1] == "memray":
+    import memray
+    with memray.Tracker(sys.argv[2]):
+        kept = work()
+else:
+    allocator = CpuAllocator(0)
+    with allocator.phase("forward"):
+        kept = work()
+    print(next(int(s.values[0]) for s in allocator.samples() if s.metric == "peak_alloc_bytes"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memray watches the allocations of Linux and macOS alone")
+def test_the_allocators_peak_is_memrays_within_one_per_cent(tmp_path: Path) -> None:
+    """memray, an independent instrument, sees each malloc of the process and so also what Python needs."""
+    memray = pytest.importorskip("memray")
+    results = tmp_path / "allocations.bin"
+    for instrument in ("memray", "ours"):
+        done = subprocess.run(
+            [sys.executable, "-c", WATCHED, instrument, str(results)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=harness_environment(),
+        )
+    expected = memray.FileReader(results).metadata.peak_memory
+    assert expected > 90 * MIB
+    assert int(done.stdout) == pytest.approx(expected, rel=0.01)

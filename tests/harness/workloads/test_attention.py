@@ -41,6 +41,7 @@ def test_every_quantity_is_there_with_its_unit() -> None:
         ("forward_s", None): "s",
         ("backward_s", None): "s",
         ("step_s", None): "s",
+        ("others_cpu", None): "ratio",
         ("peak_rss_bytes", None): "bytes",
         ("peak_rss_delta_bytes", None): "bytes",
         ("flops", None): "flop",

@@ -9,6 +9,7 @@ import pytest
 
 from harness.record import Measurement, Sample
 from harness.workloads import train as train_module
+from harness.workloads.mechanism import UNITS
 from harness.workloads.session import open_session
 from harness.workloads.train_step import TrainStep
 from tests.harness.specs import trial_spec
@@ -36,7 +37,7 @@ def reproducible(measurement: Measurement) -> list[Sample]:
     return [
         sample
         for sample in measurement.samples
-        if not sample.metric.endswith("_s") and "rss" not in sample.metric
+        if not sample.metric.endswith("_s") and "rss" not in sample.metric and sample.metric != "others_cpu"
     ]
 
 
@@ -51,6 +52,7 @@ def test_a_record_gets_all_there_is() -> None:
         "quality": "accuracy",
         "evaluation_sha256": evaluation.sha256(),
         **spec.task.theory(evaluation),
+        **spec.workload.forecast(spec).theory(),
     }
     assert measurement.environment == {"mem_method": "VmHWM"}
     assert {sample.metric for sample in measurement.samples} == {
@@ -60,6 +62,7 @@ def test_a_record_gets_all_there_is() -> None:
         "backward_s",
         "optimizer_s",
         "step_s",
+        "others_cpu",
         "nll_nats",
         "correct",
         "scored",
@@ -69,6 +72,8 @@ def test_a_record_gets_all_there_is() -> None:
         "saved_bytes",
         "flops",
         "operators",
+        *UNITS,
+        "causality_leak",
     }
     places = [(sample.metric, sample.phase, tuple(sample.at.items())) for sample in measurement.samples]
     assert len(set(places)) == len(places)
@@ -134,6 +139,7 @@ def test_a_loss_that_is_no_number_ends_the_training_as_data() -> None:
         "backward_s",
         "optimizer_s",
         "step_s",
+        "others_cpu",
     }
     assert measurement.theory["quality"] == "accuracy"
     assert not measurement.outcome.checksum
@@ -151,7 +157,7 @@ def test_weights_that_the_last_step_has_ruined_have_diverged_too() -> None:
 def test_progress_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     trained(told=told)
-    assert told == ["evaluating", "measuring memory and cost"]
+    assert told == ["evaluating", "measuring memory and cost", "measuring the mechanism"]
     monkeypatch.setattr(train_module, "PROGRESS_EVERY_S", -1.0)
     told.clear()
     curve = losses(trained(told=told))

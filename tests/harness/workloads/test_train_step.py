@@ -48,10 +48,12 @@ def test_there_is_a_footprint_and_no_quality() -> None:
         "operators",
         "floor_flops",
         "gemm_flop_per_s",
+        "others_cpu",
     }
     assert measurement.environment == {"mem_method": "VmHWM"}
     assert not measurement.series
-    assert not measurement.theory
+    assert measurement.theory["stopped_by"] == "steps"
+    assert "predicted_flops" in measurement.theory
 
 
 def test_the_footprint_is_that_of_a_training_step() -> None:
