@@ -255,6 +255,8 @@ GOOD: Mapping[str, Any] = {
     "rerun": "none",
     "timeout_s": 10,
     "memory_limit_gib": None,
+    "timing": "exclusive",
+    "retries": 0,
 }
 
 
@@ -278,6 +280,9 @@ def test_placement_of_a_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("timeout_s", "1h", "timeout_s=1h"),
         ("memory_limit_gib", float("nan"), "memory_limit_gib=nan"),
         ("memory_limit_gib", float("inf"), "memory_limit_gib=inf"),
+        ("timing", "alone", "timing=alone is none of exclusive, shared"),
+        ("retries", -1, "retries=-1: it must be a whole number"),
+        ("retries", True, "retries=True: it must be a whole number"),
     ],
 )
 def test_placement_refuses(key: str, value: Any, message: str) -> None:
