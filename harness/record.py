@@ -245,11 +245,11 @@ def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
     outcome = dict(data["outcome"])
     outcome["stderr"] = tuple(outcome.get("stderr", ()))
     samples = tuple(
-        Sample(**{**sample, "values": tuple(float(value) for value in sample["values"])})
+        Sample(**{**sample, "values": tuple(map(float, sample["values"]))})
         for sample in data.get("samples", ())
     )
     series = {
-        name: {column: [float(value) for value in values] for column, values in columns.items()}
+        name: {column: list(map(float, values)) for column, values in columns.items()}
         for name, columns in data.get("series", {}).items()
     }
     return {"outcome": Outcome(**outcome), "samples": samples, "series": series}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from harness.record import At
 
 #: Keys of an evaluation setting come in this order; any other key follows by name.
@@ -11,17 +13,24 @@ AT_ORDER = ("n_hashes", "attention", "hashing", "hash_seed")
 def column_name(metric: str, *, phase: str | None = None, at: At | None = None) -> str:
     """`metric`, `metric.phase`, `metric@key=value,key=value`."""
     name = metric if phase is None else f"{metric}.{phase}"
-    if not at:
-        return name
+    return f"{name}@{_setting(tuple(at), *map(str, at.values()))}" if at else name
+
+
+@functools.lru_cache(maxsize=1024)
+def _setting(keys: tuple[str, ...], *values: str) -> str:
+    """The end of a column's name; a study has thousands of trials, but few settings."""
+    at = dict(zip(keys, values, strict=True))
     known = [key for key in AT_ORDER if key in at]
     rest = sorted(key for key in at if key not in AT_ORDER)
-    return f"{name}@{','.join(f'{key}={at[key]}' for key in [*known, *rest])}"
+    return ",".join(f"{key}={at[key]}" for key in [*known, *rest])
 
 
 def pooled(at: At) -> At:
     """The setting with its hash seed left out: those are replicates of one setting."""
+    if "hash_seed" not in at:
+        return at
     rest = {key: value for key, value in at.items() if key != "hash_seed"}
-    return rest or dict(at)
+    return rest or at
 
 
 def split_column(column: str) -> tuple[str, str | None, dict[str, str]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-import numpy as np
-
 from harness.metrics.names import column_name, pooled
+from harness.metrics.time import median
 from harness.record import TrialRecord
 
 
@@ -16,4 +15,4 @@ def columns(record: TrialRecord, *, claimed: frozenset[str]) -> dict[str, float]
     for sample in record.samples:
         if sample.metric not in claimed:
             values[column_name(sample.metric, phase=sample.phase, at=pooled(sample.at))] += sample.values
-    return {column: float(np.median(found)) for column, found in values.items() if found}
+    return {column: median(found) for column, found in values.items() if found}
