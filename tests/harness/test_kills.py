@@ -20,15 +20,18 @@ from tests.harness.conftest import FAKE_CONF, harness_environment
 KILLS = 60
 TRIALS = 200
 LONGEST_S = 5.0
+#: All in one block, so that one measuring process does them all.
+LEVELS = "range(3,{})"
 SWEEP = (
-    *("run", "-cd", str(FAKE_CONF), "workload=fake", "-m", f"repeat=range({TRIALS})"),
+    *("run", "-cd", str(FAKE_CONF), "workload=fake", "-m", f"task.n_symbols={LEVELS.format(3 + TRIALS)}"),
     *("workload.seconds=0.03", "threads=1", "study=killed", "retries=0"),
 )
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, *, trials: int = TRIALS) -> subprocess.Popen[bytes]:
+    words = [word.replace(LEVELS.format(3 + TRIALS), LEVELS.format(3 + trials)) for word in SWEEP]
     return subprocess.Popen(
-        [sys.executable, "-m", "harness", *SWEEP],
+        [sys.executable, "-m", "harness", *words],
         cwd=folder,
         env=harness_environment(),
         stdout=subprocess.DEVNULL,
@@ -115,3 +118,16 @@ def test_kills_at_any_instant_lose_nothing_that_was_finished(tmp_path: Path) -> 
     assert again.returncode == 0, again.stdout + again.stderr
     assert {record.outcome for record in study.scan()[0]} == {Outcome(status="ok")}
     assert not list(study.trials.glob("*.claim"))
+
+
+@pytest.mark.slow
+def test_two_sweeps_into_one_study_share_the_work(tmp_path: Path) -> None:
+    sweeps = [start(tmp_path, trials=40) for _ in range(2)]
+    assert [sweep.wait(200) for sweep in sweeps] == [0, 0]
+    study = Study(tmp_path / "results" / "killed")
+    records, unreadable = study.scan()
+    assert unreadable == []
+    assert len(records) == 40
+    assert {record.outcome.status for record in records} == {"ok"}
+    # Nothing was measured twice.
+    assert not (study.trials / "superseded").exists()
