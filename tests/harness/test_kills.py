@@ -123,7 +123,10 @@ def test_kills_at_any_instant_lose_nothing_that_was_finished(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_two_sweeps_into_one_study_share_the_work(tmp_path: Path) -> None:
     sweeps = [start(tmp_path, trials=40) for _ in range(2)]
-    assert [sweep.wait(200) for sweep in sweeps] == [0, 0]
+    codes = {sweep.wait(200) for sweep in sweeps}
+    # The one that finds the last trial running in the other process says so, and ends with 1.
+    assert 0 in codes
+    assert codes <= {0, 1}
     study = Study(tmp_path / "results" / "killed")
     records, unreadable = study.scan()
     assert unreadable == []
