@@ -34,7 +34,7 @@ def bare_steps(session: Session, *, first: int, steps: int) -> float:
         nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        float(loss)
+        float(loss.detach())
     return time.perf_counter() - started
 
 
