@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,peers]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,lint,peers,slurm,ray]'
 	touch $@
 
 demo: $(STAMP)  ## the main job: a sweep over the four factors, and its report
