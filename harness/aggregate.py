@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from harness import metrics
@@ -33,6 +36,46 @@ SAMPLE_COLUMNS = ("trial_id", "metric", "phase", "unit", "index", "value")
 _SUMMARY_VALUES = ("metric", "mean", "low", "high", "sd", "n", "n_failed", "hash_seed_sd")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Digest:
+    """What the tables need of a record, which is a small part of it.
+
+    Args:
+        identity: by column, see `IDENTITY`; without the study.
+        settings: the spec by dotted keys, and swept keys that are no fields of it as they were typed.
+        kinds: of each sample its metric, phase, unit and how many values it has.
+        values: of all samples, one after the other.
+        spreads: by column, the standard deviation over hash seeds.
+    """
+
+    identity: Mapping[str, str | float]
+    cell: Mapping[str, Any]
+    settings: Mapping[str, Level]
+    metrics: Mapping[str, float]
+    kinds: tuple[tuple[str, str | None, str, int], ...]
+    values: NDArray[np.float64]
+    spreads: Mapping[str, float]
+
+
+def digest(record: TrialRecord) -> Digest:
+    """Everything that a table shows of a record."""
+    values = [value for sample in record.samples for value in sample.values]
+    return Digest(
+        identity={name: _identity(record, name) for name in IDENTITY if name != "study"},
+        cell=record.cell,
+        settings=_settings(record),
+        metrics=metrics.columns(record),
+        kinds=tuple(
+            (column_name(sample.metric, at=sample.at), sample.phase, sample.unit, len(sample.values))
+            for sample in record.samples
+        ),
+        values=np.array(values, dtype=float),
+        spreads={
+            column: _standard_deviation(found) for column, found in by_hash_seed(record).items()
+        },
+    )
+
+
 def load(study_path: Path) -> pd.DataFrame:
     """The trials of a study, one row each: identity, settings, metrics.
 
@@ -44,10 +87,22 @@ def load(study_path: Path) -> pd.DataFrame:
     study = Study(Path(study_path))
     if not study.trials.is_dir():
         raise UsageError(f"no study at {study.path} (it has no folder trials/)")
-    records, unreadable = study.scan()
+    digests, unreadable = [], []
+    for found in study.each():
+        if isinstance(found, Unreadable):
+            unreadable.append(found)
+        else:
+            digests.append(digest(found))
     if unreadable:
         warnings.warn(_left_out(unreadable), stacklevel=2)
-    return table(records, study=study.name, factors=typed_levels(study.read_info()))
+    return table(by_age(digests), study=study.name, factors=typed_levels(study.read_info()))
+
+
+def by_age(digests: Iterable[Digest]) -> list[Digest]:
+    """Digests in the order in which a study lists its records."""
+    return sorted(
+        digests, key=lambda found: (str(found.identity["started_at"]), str(found.identity["trial_id"]))
+    )
 
 
 def typed_levels(info: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -55,59 +110,68 @@ def typed_levels(info: Mapping[str, Any]) -> dict[str, list[str]]:
     return lists_by_name(info.get("factors"))
 
 
-def table(records: Iterable[TrialRecord], *, study: str, factors: Iterable[str] = ()) -> pd.DataFrame:
+def table(
+    records: Iterable[TrialRecord | Digest], *, study: str, factors: Iterable[str] = ()
+) -> pd.DataFrame:
     """One row a record: identity, settings (swept ones first), metrics.
 
     Args:
         factors: swept keys in the order they were typed; those found in the cells follow.
     """
-    found = list(records)
-    settings = [_settings(record) for record in found]
-    measured = [metrics.columns(record) for record in found]
-    swept = dict.fromkeys([*factors, *(key for record in found for key in record.cell)])
+    found = _digests(records)
+    swept = dict.fromkeys([*factors, *(key for one in found for key in one.cell)])
     if "implementation" in swept:
-        _name_implementations(settings)
-    names = [key for key in swept if any(key in row for row in settings)]
-    names = list(dict.fromkeys([*names, *(key for row in settings for key in row)]))
-    values = _metric_order(measured)
+        _name_implementations([one.settings for one in found])
+    known = dict.fromkeys(key for one in found for key in one.settings)
+    names = list(dict.fromkeys([*(key for key in swept if key in known), *known]))
     columns: dict[str, pd.Series[Any]] = {}
     for name in IDENTITY:
-        columns[name] = pd.Series([_identity(record, name, study=study) for record in found])
-    columns["duration_s"] = columns["duration_s"].astype(float)
+        values = [study if name == "study" else one.identity[name] for one in found]
+        columns[name] = pd.Series(values, dtype=float if name == "duration_s" else "str")
     for name in names:
-        columns[name] = _typed([row.get(name) for row in settings])
-    for name in values:
+        columns[name] = _typed([one.settings.get(name) for one in found])
+    for name in _metric_order([one.metrics for one in found]):
         # A setting and a metric of one name would hide each other.
         key = name if name not in columns else f"{name}.measured"
-        columns[key] = pd.Series([row.get(name, np.nan) for row in measured], dtype=float)
+        columns[key] = pd.Series([one.metrics.get(name, np.nan) for one in found], dtype=float)
     frame = pd.DataFrame(columns)
-    frame = frame.astype({name: "str" for name in IDENTITY if name != "duration_s"})
     frame.attrs["settings"] = names
     return with_ratios(frame)
 
 
-def samples(records: Iterable[TrialRecord]) -> pd.DataFrame:
+def samples(records: Iterable[TrialRecord | Digest]) -> pd.DataFrame:
     """One row a raw value; the evaluation setting is part of the metric's name."""
-    parts: dict[str, list[Any]] = {name: [] for name in SAMPLE_COLUMNS}
-    for record in records:
-        for sample in record.samples:
-            count = len(sample.values)
-            parts["trial_id"] += [record.trial_id] * count
-            parts["metric"] += [column_name(sample.metric, at=sample.at)] * count
-            parts["phase"] += [sample.phase] * count
-            parts["unit"] += [sample.unit] * count
-            parts["index"] += range(count)
-            parts["value"] += sample.values
-    frame = pd.DataFrame(parts)
-    return frame.astype(
-        {"trial_id": "str", "metric": "str", "phase": "str", "unit": "str", "index": int, "value": float}
-    )
+    found = _digests(records)
+    # Thousands of trials are sampled in the same few ways.
+    unfolded = {kinds: _unfolded(kinds) for kinds in dict.fromkeys(one.kinds for one in found)}
+    parts = [
+        (np.full(len(one.values), one.identity["trial_id"], dtype=object), *unfolded[one.kinds], one.values)
+        for one in found
+    ]
+    columns = {}
+    for place, name in enumerate(SAMPLE_COLUMNS):
+        kind = {"index": np.int64, "value": np.float64}.get(name, object)
+        column = np.concatenate([np.empty(0, dtype=kind), *(part[place] for part in parts)])
+        columns[name] = pd.Series(column, dtype="str" if kind is object else kind)
+    return pd.DataFrame(columns)
+
+
+def _unfolded(kinds: Sequence[tuple[str, str | None, str, int]]) -> tuple[NDArray[Any], ...]:
+    """Metric, phase and unit of each value, and its place among those of its sample."""
+    counts = [count for *_, count in kinds]
+    words = [np.array([kind[place] for kind in kinds], dtype=object) for place in range(3)]
+    places = [np.empty(0, dtype=np.int64), *map(np.arange, counts)]
+    return *(np.repeat(column, counts) for column in words), np.concatenate(places)
+
+
+def _digests(records: Iterable[TrialRecord | Digest]) -> list[Digest]:
+    return [record if isinstance(record, Digest) else digest(record) for record in records]
 
 
 def summary(
     trials: pd.DataFrame,
     *,
-    records: Iterable[TrialRecord] = (),
+    records: Iterable[TrialRecord | Digest] = (),
     factors: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
     """Mean, interval and n of each metric over the seeds and repeats of each setting.
@@ -168,10 +232,8 @@ def _name_implementations(settings: Sequence[dict[str, Level]]) -> None:
             row["implementation"] = name.lower()
 
 
-def _identity(record: TrialRecord, name: str, *, study: str) -> str | float:
+def _identity(record: TrialRecord, name: str) -> str | float:
     match name:
-        case "study":
-            return study
         case "outcome":
             return record.outcome.status
         case "backend":
@@ -214,14 +276,19 @@ def _typed(values: list[Level]) -> pd.Series[Any]:
 
 
 def _hash_seed_spread(
-    records: Iterable[TrialRecord], *, group: Mapping[str, int]
+    records: Iterable[TrialRecord | Digest], *, group: Mapping[str, int]
 ) -> dict[tuple[int, str], float]:
     found: dict[tuple[int, str], list[float]] = defaultdict(list)
-    for record in records:
-        for column, values in by_hash_seed(record).items():
-            if record.trial_id in group:
-                found[group[record.trial_id], column].append(float(np.std(values, ddof=1)))
+    for one in _digests(records):
+        number = group.get(str(one.identity["trial_id"]))
+        for column, spread in one.spreads.items() if number is not None else ():
+            found[number, column].append(spread)
     return {key: float(np.mean(spreads)) for key, spreads in found.items()}
+
+
+def _standard_deviation(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def _left_out(unreadable: Sequence[Unreadable]) -> str:

@@ -148,8 +148,10 @@ class Summary:
         )
 
 
-#: Where `to_json` begins with what was measured, and where it ends with that.
-_MEASURED, _CLOSING = '\n "environment":', '\n "started_at":'
+#: Where parts of what `to_json` writes begin: line breaks are nowhere else but between its lines.
+_MEASURED, _SERIES, _THEORY, _CLOSING = (
+    f'\n "{name}":' for name in ("environment", "series", "theory", "started_at")
+)
 
 
 def summary_from_ends(head: str, tail: str) -> Summary | None:
@@ -181,13 +183,17 @@ def to_json(record: TrialRecord | Measurement) -> str:
     return json.dumps(_finite(asdict(record)), indent=1, allow_nan=False)
 
 
-def from_json(text: str) -> TrialRecord:
+def from_json(text: str, *, as_trained: bool = False) -> TrialRecord:
     """Read a record of this or an older schema.
+
+    Args:
+        as_trained: leave out curves, and what was measured under other settings than the trained ones; both
+            are most of a record.
 
     Raises:
         RecordError: torn JSON, something else than a record, or a newer schema.
     """
-    data = _parse(text)
+    data = _parse(_without_series(text) if as_trained else text)
     version = data.get("schema_version")
     if not isinstance(version, int) or "trial_id" not in data:
         raise RecordError("not a trial record (no schema_version or trial_id)")
@@ -195,10 +201,13 @@ def from_json(text: str) -> TrialRecord:
         raise RecordError(f"schema {version} is newer than this harness knows ({SCHEMA_VERSION})")
     try:
         data = _upgraded(data, version=version)
+        if as_trained:
+            data["samples"] = [sample for sample in data.get("samples", ()) if not sample.get("at")]
+            data["series"] = {}
         return TrialRecord(**{**data, **_parts(data)})
     except RecordError:
         raise
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise RecordError(f"not a trial record of schema {version}: {error}") from error
 
 
@@ -229,6 +238,13 @@ def measurement_from_json(text: str) -> Measurement:
         return Measurement(**{**data, **_parts(data)})
     except (TypeError, KeyError, ValueError) as error:
         raise RecordError(f"the worker's answer is not a measurement: {error}") from error
+
+
+def _without_series(text: str) -> str:
+    """A record without its curves; as it is, should it not be laid out as `to_json` does it."""
+    start = text.find(_SERIES)
+    end = text.find(_THEORY, start)
+    return text if start < 0 or end < 0 else text[:start] + text[end:]
 
 
 def _parse(text: str) -> dict[str, Any]:

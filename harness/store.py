@@ -88,8 +88,11 @@ class Study:
                 f"cannot write to {self.path}: {error.strerror}; give another place with results_dir=PATH"
             ) from error
 
-    def read(self, trial_id: str) -> TrialRecord | None:
+    def read(self, trial_id: str, *, as_trained: bool = False) -> TrialRecord | None:
         """The record of one trial, None if there is none.
+
+        Args:
+            as_trained: leave out curves, and what was measured under other settings than the trained ones.
 
         Raises:
             RecordError: the file is torn or foreign.
@@ -100,7 +103,7 @@ class Study:
             return None
         except (UnicodeDecodeError, OSError) as error:
             raise RecordError(str(error)) from error
-        record = from_json(text)
+        record = from_json(text, as_trained=as_trained)
         if record.trial_id != trial_id:
             raise RecordError(f"holds trial {record.trial_id}, not {trial_id}")
         return record
@@ -143,16 +146,28 @@ class Study:
     def scan(self) -> tuple[list[TrialRecord], list[Unreadable]]:
         """All records, oldest first, and the files that are none."""
         records, unreadable = [], []
-        for path in self._record_files():
-            try:
-                record = self.read(path.stem)
-            except RecordError as error:
-                unreadable.append(Unreadable(path, str(error)))
-                continue
-            if record is not None:
-                records.append(record)
+        for found in self.each():
+            if isinstance(found, Unreadable):
+                unreadable.append(found)
+            else:
+                records.append(found)
         records.sort(key=lambda record: (record.started_at, record.trial_id))
         return records, unreadable
+
+    def each(self, *, as_trained: bool = False) -> Iterator[TrialRecord | Unreadable]:
+        """Record after record, by their ids, so that not all of them need be held at once.
+
+        Args:
+            as_trained: leave out what most of a record is, as `read` does.
+        """
+        for path in self._record_files():
+            try:
+                record = self.read(path.stem, as_trained=as_trained)
+            except RecordError as error:
+                yield Unreadable(path, str(error))
+                continue
+            if record is not None:
+                yield record
 
     def write(self, record: TrialRecord) -> None:
         """Store a record; one that is there already is moved to `superseded/` first."""

@@ -20,7 +20,7 @@ from harness.plots import (
 from harness.plots.plot import Plot
 from harness.record import TrialRecord
 
-__all__ = ["Plot", "draw_all"]
+__all__ = ["Plot", "draw_all", "thinned"]
 
 
 def draw_all(
@@ -46,3 +46,9 @@ def draw_all(
         with style.theme():
             plots = draw()
         yield from plots
+
+
+def thinned(series: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Mapping[str, list[float]]]:
+    """The curves of a record as far as figures show them."""
+    shown = {name: columns for name, columns in series.items() if name == "collision"}
+    return {**shown, "train": training_curves.thinned(series["train"])} if "train" in series else shown

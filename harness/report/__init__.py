@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from harness import aggregate, effects, store
+from harness import aggregate, effects, plots, store
 from harness.arguments import parser_for
 from harness.errors import EXIT_OK, HarnessError, UsageError
-from harness.plots import draw_all, style
+from harness.plots import style
 from harness.report import render
 from harness.report.document import Picture
 from harness.report.sections import Placed, Study, document
 
 __all__ = ["build", "main", "read_study"]
+
+_TRIALS_AT_ONCE = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,14 +61,24 @@ def build(study_path: Path) -> Path:
 
 def read_study(folder: store.Study) -> Study:
     """Records, tables and effects of a study, whatever state it is in."""
-    records, unreadable = folder.scan()
+    digests, records, unreadable = [], [], []
+    for found in folder.each():
+        if isinstance(found, store.Unreadable):
+            unreadable.append(found)
+            continue
+        digests.append(aggregate.digest(found))
+        # Thousands of whole records would not fit: tables are made of digests, figures of thin curves.
+        records.append(replace(found, samples=(), series=plots.thinned(found.series)))
+    digests = aggregate.by_age(digests)
+    records.sort(key=lambda record: (record.started_at, record.trial_id))
     info = folder.read_info()
     factors = aggregate.typed_levels(info)
-    trials = aggregate.table(records, study=folder.path.resolve().name, factors=factors)
+    trials = aggregate.table(digests, study=folder.path.resolve().name, factors=factors)
     return Study(
         name=folder.path.resolve().name,
         info=info,
         records=records,
+        digests=digests,
         unreadable=unreadable,
         trials=trials,
         effects=effects.effects(trials, factors=factors),
@@ -78,7 +94,7 @@ def _write(study: Study, *, report: Path) -> Path:
     _write_tables(study, report=report)
     pictures = []
     names: set[str] = set()
-    for plot in draw_all(study.trials, records=study.records, factors=study.factors):
+    for plot in plots.draw_all(study.trials, records=study.records, factors=study.factors):
         # Long or odd names of factors can end up as one.
         name = plot.name if plot.name not in names else f"{plot.name}-{len(names)}"
         names.add(name)
@@ -93,14 +109,24 @@ def _write(study: Study, *, report: Path) -> Path:
 
 
 def _write_tables(study: Study, *, report: Path) -> None:
-    summary = aggregate.summary(study.trials, records=study.records, factors=study.factors)
+    summary = aggregate.summary(study.trials, records=study.digests, factors=study.factors)
     for name, frame in (("trials", study.trials), ("summary", summary), ("effects", study.effects)):
         store.write_atomically(report / f"{name}.csv", frame.to_csv(index=False))
     _write_parquet(study.trials, path=report / "trials.parquet")
-    _write_parquet(aggregate.samples(study.records), path=report / "samples.parquet")
+    _write_samples(study.digests, path=report / "samples.parquet")
 
 
 def _write_parquet(frame: pd.DataFrame, *, path: Path) -> None:
     # An all-empty column has no type that Parquet could keep; as text it is at least there.
     empty = [name for name in frame.columns if frame[name].dtype == object]
     frame.astype(dict.fromkeys(empty, "str")).to_parquet(path, index=False)
+
+
+def _write_samples(digests: Sequence[aggregate.Digest], *, path: Path) -> None:
+    """Part after part: a table of all values of thousands of trials would not fit."""
+    parts = (digests[at : at + _TRIALS_AT_ONCE] for at in range(0, max(1, len(digests)), _TRIALS_AT_ONCE))
+    tables = (pa.Table.from_pandas(aggregate.samples(part), preserve_index=False) for part in parts)
+    first = next(tables)
+    with pq.ParquetWriter(path, first.schema) as writer:
+        for table in itertools.chain([first], tables):
+            writer.write_table(table)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.aggregate import Digest
 from harness.comparison import TIMES, Comparison, Crossover, Row, comparisons
 from harness.design import by_task, design_of, level_texts
 from harness.factors import REPLICATES, level_text, sort_levels
@@ -57,12 +58,15 @@ class Study:
     """All that a report is made of.
 
     Args:
+        records: oldest first, without samples, and of curves what figures show.
+        digests: what tables show of each record.
         factors: swept keys and levels as typed.
     """
 
     name: str
     info: Mapping[str, Any]
     records: Sequence[TrialRecord]
+    digests: Sequence[Digest]
     unreadable: Sequence[Unreadable]
     trials: pd.DataFrame
     effects: pd.DataFrame
