@@ -143,25 +143,52 @@ def samples(records: Iterable[TrialRecord | Digest]) -> pd.DataFrame:
     """One row a raw value; the evaluation setting is part of the metric's name."""
     found = _digests(records)
     # Thousands of trials are sampled in the same few ways.
-    unfolded = {kinds: _unfolded(kinds) for kinds in dict.fromkeys(one.kinds for one in found)}
-    parts = [
-        (np.full(len(one.values), one.identity["trial_id"], dtype=object), *unfolded[one.kinds], one.values)
-        for one in found
-    ]
-    columns = {}
-    for place, name in enumerate(SAMPLE_COLUMNS):
-        kind = {"index": np.int64, "value": np.float64}.get(name, object)
-        column = np.concatenate([np.empty(0, dtype=kind), *(part[place] for part in parts)])
-        columns[name] = pd.Series(column, dtype="str" if kind is object else kind)
+    ways = {kinds: _Way.of(kinds) for kinds in dict.fromkeys(one.kinds for one in found)}
+    ids = [one.identity["trial_id"] for one in found]
+    columns: dict[str, pd.Series[Any]] = {
+        "trial_id": _words(ids, [np.full(len(one.values), place) for place, one in enumerate(found)])
+    }
+    for place, name in enumerate(("metric", "phase", "unit")):
+        words = list(dict.fromkeys(kind[place] for kinds in ways for kind in kinds))
+        numbers = {word: number for number, word in enumerate(words)}
+        coded = {kinds: way.coded(place, numbers) for kinds, way in ways.items()}
+        columns[name] = _words(words, [coded[one.kinds] for one in found])
+    columns["index"] = _joined([ways[one.kinds].index for one in found], kind=np.int64)
+    columns["value"] = _joined([one.values for one in found], kind=np.float64)
     return pd.DataFrame(columns)
 
 
-def _unfolded(kinds: Sequence[tuple[str, str | None, str, int]]) -> tuple[NDArray[Any], ...]:
-    """Metric, phase and unit of each value, and its place among those of its sample."""
-    counts = [count for *_, count in kinds]
-    words = [np.array([kind[place] for kind in kinds], dtype=object) for place in range(3)]
-    places = [np.empty(0, dtype=np.int64), *map(np.arange, counts)]
-    return *(np.repeat(column, counts) for column in words), np.concatenate(places)
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """How a trial was sampled.
+
+    Args:
+        index: of each value, its place within its sample.
+    """
+
+    kinds: Sequence[tuple[str, str | None, str, int]]
+    counts: list[int]
+    index: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, kinds: Sequence[tuple[str, str | None, str, int]]) -> _Way:
+        counts = [count for *_, count in kinds]
+        index = np.concatenate([np.empty(0, dtype=np.int64), *map(np.arange, counts)])
+        return cls(kinds=kinds, counts=counts, index=index)
+
+    def coded(self, place: int, numbers: Mapping[Any, int]) -> NDArray[np.int64]:
+        """Of each value, the number of the word at that place of its kind."""
+        return np.repeat(np.array([numbers[kind[place]] for kind in self.kinds], dtype=np.int64), self.counts)
+
+
+def _words(words: Sequence[Any], codes: Sequence[NDArray[np.int64]]) -> pd.Series[Any]:
+    """A column of texts from the number of each."""
+    texts = pd.Series(list(words), dtype="str")
+    return texts.take(_joined(codes, kind=np.int64)).reset_index(drop=True)
+
+
+def _joined(parts: Sequence[NDArray[Any]], *, kind: type) -> pd.Series[Any]:
+    return pd.Series(np.concatenate([np.empty(0, dtype=kind), *parts]))
 
 
 def _digests(records: Iterable[TrialRecord | Digest]) -> list[Digest]:

@@ -53,8 +53,9 @@ def design_of(trials: pd.DataFrame, *, factors: Mapping[str, Sequence[str]] | No
     """
     typed = factors or {}
     settings = setting_columns(trials)
-    texts = level_texts(trials, settings)
-    varying = [name for name in settings if texts[name].nunique() > 1]
+    # Most settings are the same in all trials: what is not text yet need not become it to see that.
+    texts = level_texts(trials, [name for name in settings if trials[name].nunique(dropna=False) > 1])
+    varying = [name for name in texts.columns if texts[name].nunique() > 1]
     keys = _swept(trials)
     # What an invalid trial holds was never completed by a decoder, so it says nothing on the others.
     valid = texts[trials["outcome"] != "invalid"]
@@ -87,9 +88,10 @@ def by_task(trials: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         if not trials.empty:
             yield "", trials
         return
-    names = trials["task"].map(level_text)
-    for task in names.drop_duplicates():
-        yield task, trials[names == task]
+    names = level_texts(trials, ["task"])["task"]
+    tasks = names.drop_duplicates()
+    for task in tasks:
+        yield task, trials if len(tasks) == 1 else trials[names == task]
 
 
 def setting_columns(trials: pd.DataFrame) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ def flatten(spec: Mapping[str, Any], *, prefix: str = "") -> dict[str, Level]:
     flat: dict[str, Level] = {}
     for key, value in spec.items():
         path = f"{prefix}{key}"
-        if not isinstance(value, Mapping):
+        if not isinstance(value, (dict, Mapping)):
             flat[path] = _plain(value)
             continue
         fields = dict(value)
@@ -33,6 +34,7 @@ def flatten(spec: Mapping[str, Any], *, prefix: str = "") -> dict[str, Level]:
     return flat
 
 
+@functools.lru_cache(maxsize=256)
 def snake_case(name: str) -> str:
     """`CrossPolytope` → `cross_polytope`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -261,7 +261,7 @@ def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
     outcome = dict(data["outcome"])
     outcome["stderr"] = tuple(outcome.get("stderr", ()))
     samples = tuple(
-        Sample(**{**sample, "values": tuple(map(float, sample["values"]))})
+        Sample(**(sample | {"values": tuple(map(float, sample["values"]))}))
         for sample in data.get("samples", ())
     )
     series = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,11 +65,16 @@ def bootstrap_interval(
         return t_interval(data, confidence=confidence)
     # Over thousands of pairs the interval is smooth after far fewer resamples.
     resamples = max(500, min(resamples, 2_000_000 // n))
-    picks = np.random.default_rng(seed).integers(0, n, size=(resamples, n))
-    means = data[picks].mean(axis=1)
+    means = data[_picks(n, resamples=resamples, seed=seed)].mean(axis=1)
     tail = float(ndtr(-math.sqrt(n / (n - 1)) * t_quantile(confidence, degrees=n - 1)))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean=float(data.mean()), low=float(low), high=float(high), n=n)
+
+
+@functools.lru_cache(maxsize=2)
+def _picks(n: int, *, resamples: int, seed: int) -> NDArray[np.int64]:
+    """Which values each resample is made of: the same for every quantity of the same pairs."""
+    return np.random.default_rng(seed).integers(0, n, size=(resamples, n))
 
 
 def paired_interval(

@@ -98,7 +98,7 @@ class Study:
             RecordError: the file is torn or foreign.
         """
         try:
-            text = self.record_path(trial_id).read_text(encoding="utf-8")
+            text = self.record_path(trial_id).read_bytes().decode("utf-8")
         except FileNotFoundError:
             return None
         except (UnicodeDecodeError, OSError) as error:

@@ -33,6 +33,16 @@ def pooled(at: At) -> At:
     return rest or at
 
 
+def pooled_setting(at: At) -> str:
+    """The end of a column's name that stands for a setting with its hash seed left out."""
+    return _pooled_setting(tuple(at), *map(str, at.values())) if at else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def _pooled_setting(keys: tuple[str, ...], *values: str) -> str:
+    return column_name("", at=pooled(dict(zip(keys, values, strict=True))))
+
+
 def split_column(column: str) -> tuple[str, str | None, dict[str, str]]:
     """The parts of a column name: metric, phase, setting (values as text)."""
     name, _, setting = column.partition("@")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 
-from harness.metrics.names import column_name, pooled
-from harness.record import At, TrialRecord
+from harness.metrics.names import pooled_setting
+from harness.record import TrialRecord
 
 #: Samples that become columns here.
 METRICS = frozenset({"correct", "scored", "nll_nats"})
@@ -24,17 +24,14 @@ _SOLVED_LOSS, _IN_A_ROW = 0.1, 5
 def columns(record: TrialRecord) -> dict[str, float]:
     """Quality as trained, then under every other evaluation setting, pooled over hash seeds."""
     sums: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    settings: dict[str, At] = {}
     for sample in record.samples:
         if sample.metric in METRICS:
-            at = pooled(sample.at)
-            key = column_name("", at=at)
-            settings[key] = at
-            sums[key][sample.metric] += sum(sample.values)
+            sums[pooled_setting(sample.at)][sample.metric] += sum(sample.values)
+    in_bits = quality_of(record) == "bits_per_byte"
     result: dict[str, float] = {}
-    for key in sorted(settings, key=lambda name: (name != "", name)):
-        for metric, value in _ratios(sums[key], in_bits=quality_of(record) == "bits_per_byte").items():
-            result[column_name(metric, at=settings[key])] = value
+    for setting in sorted(sums, key=lambda name: (name != "", name)):
+        for metric, value in _ratios(sums[setting], in_bits=in_bits).items():
+            result[f"{metric}{setting}"] = value
     final = _final_loss(record)
     if final is not None:
         result["final_loss"] = final
@@ -77,14 +74,14 @@ def by_hash_seed(record: TrialRecord) -> dict[str, tuple[float, ...]]:
     quality = quality_of(record)
     sums: dict[tuple[str, str], dict[str, float]] = defaultdict(lambda: defaultdict(float))
     for sample in record.samples:
-        if sample.metric in METRICS and "hash_seed" in sample.at:
-            column = column_name(quality, at=pooled(sample.at))
-            sums[column, str(sample.at["hash_seed"])][sample.metric] += sum(sample.values)
+        if "hash_seed" in sample.at and sample.metric in METRICS:
+            setting = pooled_setting(sample.at)
+            sums[setting, str(sample.at["hash_seed"])][sample.metric] += sum(sample.values)
     result: dict[str, list[float]] = defaultdict(list)
-    for (column, _), parts in sums.items():
+    for (setting, _), parts in sums.items():
         ratios = _ratios(parts, in_bits=quality == "bits_per_byte")
         if quality in ratios:
-            result[column].append(ratios[quality])
+            result[f"{quality}{setting}"].append(ratios[quality])
     return {column: tuple(values) for column, values in result.items() if len(values) > 1}
 
 
