@@ -121,6 +121,9 @@ def text_on(red: float, green: float, blue: float) -> str:
 def save(figure: Figure, *, folder: Path, name: str) -> str:
     """Write `name.svg` and `name.png`; hands back the SVG."""
     with theme():
+        # Laid out once for both, which takes as long as drawing.
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
         figure.savefig(folder / f"{name}.png")
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})

@@ -49,6 +49,10 @@ _LAYER_COLUMNS = {
     "share_of_floor": "share of the floor",
     "peak_alloc_bytes": "peak memory",
 }
+#: Rows that a browser still shows and sorts at once.
+_MAX_TRIALS = 2000
+#: Failures that are told one by one.
+_MAX_FAILURES = 200
 #: Lines of a traceback or log that are shown with a failure: the end tells the cause.
 _TAIL = 20
 
@@ -439,10 +443,11 @@ def _trial_tables(study: Study) -> list[Block]:
         },
         index=trials.index,
     )
-    order = ranks.sort_values(keys, kind="stable").index if keys else trials.index
-    numbers = trials[names].to_dict("index")
-    levels = texts.to_dict("index")
-    identity = trials[["trial_id", "outcome", "backend", "duration_s"]].to_dict("index")
+    order = (ranks.sort_values(keys, kind="stable").index if keys else trials.index)[:_MAX_TRIALS]
+    shown = trials.loc[order]
+    numbers = shown[names].to_dict("index")
+    levels = texts.loc[order].to_dict("index")
+    identity = shown[["trial_id", "outcome", "backend", "duration_s"]].to_dict("index")
     backends = ("backend",) if (trials["backend"] != "").any() else ()
     rows = tuple(
         (
@@ -469,9 +474,12 @@ def _trial_tables(study: Study) -> list[Block]:
         *(describe(name).label for name in names),
         "took",
     )
+    told = f"All {len(trials)} trials; trials.csv has every column"
+    if len(order) < len(trials):
+        told = f"The first {len(order):,} of {len(trials):,} trials; trials.csv has them all, with every column"
     return [
         Table(
-            caption=f"All {len(trials)} trials; trials.csv has every column",
+            caption=told,
             headers=headers,
             rows=rows,
             n_labels=2 + len(keys) + len(backends),
@@ -482,10 +490,9 @@ def _trial_tables(study: Study) -> list[Block]:
 
 def _failures(study: Study) -> list[Block]:
     blocks: list[Block] = []
-    for record in study.records:
+    failed = [record for record in study.records if record.outcome.status != "ok"]
+    for record in failed[:_MAX_FAILURES]:
         outcome = record.outcome
-        if outcome.status == "ok":
-            continue
         facts = [outcome.message or "no message"]
         if outcome.signal is not None:
             facts.append(f"signal {outcome.signal}")
@@ -505,8 +512,11 @@ def _failures(study: Study) -> list[Block]:
         )
     blocks += [
         Details(summary=plain(f"not a record: {entry.path.name}: {entry.reason}", limit=500), text="")
-        for entry in study.unreadable
+        for entry in study.unreadable[:_MAX_FAILURES]
     ]
+    left = max(0, len(failed) - _MAX_FAILURES) + max(0, len(study.unreadable) - _MAX_FAILURES)
+    if left:
+        blocks.append(Text(lines=(f"And {left:,} more: trials.csv has every outcome, trials/ every record.",)))
     return blocks
 
 
