@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
@@ -59,7 +60,6 @@ class Digest:
 
 def digest(record: TrialRecord) -> Digest:
     """Everything that a table shows of a record."""
-    values = [value for sample in record.samples for value in sample.values]
     return Digest(
         identity={name: _identity(record, name) for name in IDENTITY if name != "study"},
         cell=record.cell,
@@ -69,7 +69,7 @@ def digest(record: TrialRecord) -> Digest:
             (column_name(sample.metric, at=sample.at), sample.phase, sample.unit, len(sample.values))
             for sample in record.samples
         ),
-        values=np.array(values, dtype=float),
+        values=np.fromiter(itertools.chain.from_iterable(s.values for s in record.samples), dtype=float),
         spreads={
             column: _standard_deviation(found) for column, found in by_hash_seed(record).items()
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,10 +143,13 @@ def quality_column(trials: pd.DataFrame) -> str | None:
 
 
 def _swept(trials: pd.DataFrame) -> set[str]:
-    keys: set[str] = set()
-    for cell in trials["cell"].drop_duplicates():
-        try:
-            keys.update(json.loads(cell))
-        except (TypeError, ValueError):
-            continue
-    return keys
+    return set().union(*map(_keys, trials["cell"].drop_duplicates()))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _keys(cell: object) -> frozenset[str]:
+    """The keys of a cell, of which a study has one a trial, and each is asked for many times."""
+    try:
+        return frozenset(json.loads(str(cell)))
+    except (TypeError, ValueError):
+        return frozenset()

@@ -16,7 +16,7 @@ from harness.errors import EXIT_MISSING, EXIT_OK, HarnessError, UsageError
 from harness.gates.side import Trial, cells, trial_of
 from harness.metrics.catalogue import describe
 from harness.metrics.names import is_percentile
-from harness.record import FAILED_STATUSES, TrialRecord
+from harness.record import FAILED_STATUSES
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
@@ -95,16 +95,22 @@ def save_baseline(study: store.Study, *, name: str, results_dir: Path) -> Path:
 
 def side_of_study(study: store.Study) -> Side:
     """The trials of a study; of several records of one cell and seed, the one last planned or measured."""
-    records, unreadable = study.scan()
     planned = study.read_info().get("planned")
-    latest = _latest(
-        records, planned={str(entry) for entry in planned} if isinstance(planned, list) else set()
-    )
+    wanted = {str(entry) for entry in planned} if isinstance(planned, list) else set()
+    dated, unreadable = [], []
+    # A gate judges trials as they were trained: the rest, which is most of a record, is not even decoded.
+    for found in study.each(as_trained=True):
+        if isinstance(found, store.Unreadable):
+            unreadable.append(f"{found.path.name}: {found.reason}")
+        else:
+            rank = (found.trial_id in wanted, found.started_at, found.trial_id)
+            dated.append((rank, trial_of(found)))
+    latest = {(trial.key, trial.replicate): trial for _, trial in sorted(dated, key=lambda entry: entry[0])}
     return Side(
         name=study.name,
         trials=tuple(latest.values()),
-        unreadable=tuple(f"{entry.path.name}: {entry.reason}" for entry in unreadable),
-        n_older=len(records) - len(latest),
+        unreadable=tuple(unreadable),
+        n_older=len(dated) - len(latest),
     )
 
 
@@ -202,17 +208,6 @@ def _trial(
         fingerprint={**whole["fingerprint"], **entry["fingerprint"]},
         settings={**whole["settings"], **cell["settings"]},
     )
-
-
-def _latest(records: Sequence[TrialRecord], *, planned: set[str]) -> dict[tuple[str, str], Trial]:
-    latest: dict[tuple[str, str], tuple[tuple[bool, str], Trial]] = {}
-    for record in records:
-        trial = trial_of(record)
-        rank = (record.trial_id in planned, record.started_at)
-        place = (trial.key, trial.replicate)
-        if place not in latest or rank >= latest[place][0]:
-            latest[place] = (rank, trial)
-    return {place: trial for place, (_, trial) in latest.items()}
 
 
 def _kept(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,7 +40,7 @@ class Trial:
     fingerprint: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Level] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """What both sides call this trial's cell."""
         return json.dumps([self.experiment, self.cell], sort_keys=True)

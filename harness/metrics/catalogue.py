@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -100,6 +101,7 @@ _UNIT_BY_SUFFIX: tuple[tuple[str, Unit], ...] = (
 )
 
 
+@functools.lru_cache(maxsize=4096)
 def describe(column: str) -> Metric:
     """The meaning of a column; a name nobody knows gets its unit from its suffix."""
     name, phase, setting = split_column(column)

@@ -86,8 +86,9 @@ def _panel(axes: Axes, *, cells: pd.DataFrame, factor: Factor, name: str) -> int
     metric = describe(name)
     positions = np.arange(len(factor.levels))
     values = cells.to_numpy(dtype=float)
-    for row in values[:_MAX_LINES]:
-        axes.plot(positions, row, color=style.MUTED, alpha=0.35, linewidth=0.9, marker=".", markersize=4)
+    if len(values):
+        lines = values[:_MAX_LINES].T
+        axes.plot(positions, lines, color=style.MUTED, alpha=0.35, linewidth=0.9, marker=".", markersize=4)
     whole = values[np.isfinite(values).all(axis=1)]
     if len(whole):
         means, low, high = from_first(whole)

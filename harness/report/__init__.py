@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,11 +54,25 @@ def build(study_path: Path) -> Path:
     folder = store.Study(Path(study_path))
     if not folder.trials.is_dir():
         raise UsageError(f"no study at {folder.path} (it has no folder trials/)")
-    study = read_study(folder)
+    with _without_collecting():
+        study = read_study(folder)
+        try:
+            return _write(study, report=folder.report)
+        except OSError as error:
+            why = error.strerror or error
+            raise UsageError(f"cannot write the report to {folder.report}: {why}") from error
+
+
+@contextmanager
+def _without_collecting() -> Iterator[None]:
+    """Records make no cycles, and looking for some among millions of numbers takes seconds."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        return _write(study, report=folder.report)
-    except OSError as error:
-        raise UsageError(f"cannot write the report to {folder.report}: {error.strerror or error}") from error
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def read_study(folder: store.Study) -> Study:

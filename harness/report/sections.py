@@ -540,4 +540,6 @@ def _environment(study: Study) -> list[Block]:
 
 
 def _json(entry: object) -> str:
+    if type(entry) is int:
+        return str(entry)
     return entry if isinstance(entry, str) else json.dumps(entry, sort_keys=True, default=str)
