@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pandas as pd
 
 from harness.design import Factor, by_task, design_of, level_texts, quality_column
@@ -93,17 +94,21 @@ def effects(
 
 def matched(trials: pd.DataFrame, *, factor: Factor, keys: Sequence[str], metric: str) -> pd.DataFrame:
     """A metric with one row a matched cell and one column a level; nan where there is no such number."""
+    return _by_level(trials, places=_places(trials, factor=factor, keys=keys), factor=factor, metric=metric)
+
+
+def _places(trials: pd.DataFrame, *, factor: Factor, keys: Sequence[str]) -> pd.DataFrame:
+    """Of each trial the matched cell and the level, whatever the metric."""
     texts = level_texts(trials, [*keys, factor.name])
-    frame = texts.assign(_value=trials[metric].where(trials["outcome"] == "ok").astype(float))
+    cells = texts.groupby(list(keys), sort=False).ngroup() if keys else 0
+    return texts[[factor.name]].assign(_cell=cells)
+
+
+def _by_level(trials: pd.DataFrame, *, places: pd.DataFrame, factor: Factor, metric: str) -> pd.DataFrame:
+    values = trials[metric].where(trials["outcome"] == "ok").astype(float)
     # Cells without any number stay as rows: they are pairs that were lost.
-    return (
-        frame.groupby([*keys, factor.name], sort=False)["_value"]
-        .mean()
-        .unstack(factor.name)
-        .reindex(columns=list(factor.levels))
-        if keys
-        else frame.groupby(factor.name)["_value"].mean().to_frame().T.reindex(columns=list(factor.levels))
-    )
+    means = values.groupby([places["_cell"], places[factor.name]], sort=False).mean()
+    return means.unstack(factor.name).reindex(columns=list(factor.levels))
 
 
 def match_keys(trials: pd.DataFrame, *, factor: Factor, cell_keys: Sequence[str]) -> list[str]:
@@ -123,14 +128,15 @@ def _factor_effects(
     seed: int,
 ) -> list[Effect]:
     found = []
-    planned = _planned(trials, factor=factor, keys=keys)
+    places = _places(trials, factor=factor, keys=keys)
+    planned = _planned(trials, places=places, factor=factor)
     if not any(planned[level] for level in factor.levels[1:]):
         return []
     for name in names:
         if name not in trials.columns or trials[name].isna().all():
             continue
         metric = describe(name)
-        cells = _scaled(matched(trials, factor=factor, keys=keys, metric=name), metric=metric)
+        cells = _scaled(_by_level(trials, places=places, factor=factor, metric=name), metric=metric)
         first = factor.levels[0]
         for level in factor.levels[1:]:
             differences = (cells[level] - cells[first]).dropna().to_numpy()
@@ -154,11 +160,10 @@ def _factor_effects(
     return found
 
 
-def _planned(trials: pd.DataFrame, *, factor: Factor, keys: Sequence[str]) -> dict[str, int]:
+def _planned(trials: pd.DataFrame, *, places: pd.DataFrame, factor: Factor) -> dict[str, int]:
     """For each level, in how many cells both it and the first level have a record, whatever its outcome."""
-    there = matched(
-        trials.assign(outcome="ok", _there=1.0), factor=factor, keys=keys, metric="_there"
-    ).notna()
+    recorded = trials[["outcome"]].assign(outcome="ok", _there=1.0)
+    there = _by_level(recorded, places=places, factor=factor, metric="_there").notna()
     return {level: int((there[level] & there[factor.levels[0]]).sum()) for level in factor.levels}
 
 
@@ -166,5 +171,5 @@ def _scaled(cells: pd.DataFrame, *, metric: Metric) -> pd.DataFrame:
     if metric.scale == "points":
         return cells * 100
     if metric.scale == "log_ratio":
-        return cells.where(cells > 0).map(math.log, na_action="ignore")
+        return np.log(cells.where(cells > 0))
     return cells

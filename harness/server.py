@@ -79,7 +79,7 @@ class ForkServer:
         self.id = ""
         self.code = ""
         self._process: subprocess.Popen[bytes] | None = None
-        self._buffer = b""
+        self._buffer = bytearray()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._block: str | None = None
 
@@ -182,7 +182,7 @@ class ForkServer:
             return
         self.code = code_fingerprint()
         self.id = uuid.uuid4().hex[:8]
-        self._buffer = b""
+        self._buffer = bytearray()
         with self._errors_path().open("wb") as errors:
             # A session of its own: Ctrl-C reaches the parent alone, which then ends the trial in order.
             self._process = subprocess.Popen(
@@ -214,15 +214,18 @@ class ForkServer:
         assert self._process is not None
         assert self._process.stdout is not None
         pipe = self._process.stdout
-        while b"\n" not in self._buffer:
+        # What has been searched is not searched again: the specs of a sweep are megabytes on one line.
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
             if not select.select([pipe], [], [], timeout_s)[0]:
                 return {}
             data = os.read(pipe.fileno(), 1 << 16)
             if not data:
                 raise self._gone()
             self._buffer += data
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        reply: dict[str, Any] = json.loads(line)
+        reply: dict[str, Any] = json.loads(self._buffer[:end])
+        del self._buffer[: end + 1]
         if "error" in reply:
             raise ServerError(f"the measuring process answered: {reply['error']}")
         return reply

@@ -154,15 +154,18 @@ class _Requests:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self._buffer = b""
+        self._buffer = bytearray()
 
     def next(self) -> dict[str, Any] | None:
         """The next request, None once the pipe has ended."""
-        while b"\n" not in self._buffer:
+        # What has been searched is not searched again: the cells of a sweep are megabytes on one line.
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
             if not self.read_more():
                 return None
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        request: dict[str, Any] = json.loads(line)
+        request: dict[str, Any] = json.loads(self._buffer[:end])
+        del self._buffer[: end + 1]
         return request
 
     def read_more(self) -> bool:

@@ -124,7 +124,7 @@ def save(figure: Figure, *, folder: Path, name: str) -> str:
         # Laid out once for both, which takes as long as drawing.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
-        figure.savefig(folder / f"{name}.png")
+        figure.savefig(folder / f"{name}.png", pil_kwargs={"compress_level": 3})
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = themed_svg(text.getvalue())

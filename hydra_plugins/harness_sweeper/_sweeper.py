@@ -36,8 +36,8 @@ from harness.protocol import now
 from harness.server import Decoded, process_server
 from hydra_plugins.harness_sweeper._errors import COMPOSITION_ERRORS, explain
 
-#: A whole value that stands for that of another key.
-_INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+#: A whole value that stands for that of another key, named from the top.
+_INTERPOLATION = re.compile(r"\$\{(\w[\w.]*)\}")
 
 
 @dataclass
@@ -334,11 +334,11 @@ class _Plain:
             key, value = override.key_or_group, override.value()
             if override.type is not OverrideType.CHANGE or override.package is not None:
                 return None
+            if not _is_plain(value) or any(_meet(key, other) for other in self.mentioned):
+                return None
             if key in PLACEMENT_KEYS:
                 continue
             path = key.split(".")
-            if not _is_plain(value) or any(_meet(key, other) for other in self.mentioned):
-                return None
             place = data
             for part in path[:-1]:
                 if not isinstance(place.get(part), dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -130,3 +131,28 @@ def test_values_are_found_by_metric_phase_and_setting() -> None:
     assert record.values("m", phase="forward") == (2.0,)
     assert record.values("m", at={"n_hashes": 8}) == (3.0,)
     assert record.values("other") == ()
+
+
+@given(records)
+def test_a_record_as_trained_is_the_record_without_its_curves_and_other_settings(record: TrialRecord) -> None:
+    found = from_json(to_json(record), as_trained=True)
+    if math.isfinite(record.duration_s):
+        kept = tuple(sample for sample in record.samples if not sample.at)
+        assert found == replace(record, samples=kept, series={})
+
+
+def test_a_record_of_another_layout_is_read_as_trained_too() -> None:
+    text = json.dumps(json.loads(plain(series={"train": {"loss": [1.0]}})), sort_keys=True)
+    assert from_json(text, as_trained=True) == replace(from_json(text), series={})
+
+
+@pytest.mark.parametrize("cut", [1, 40, 400])
+def test_a_torn_record_is_refused_as_trained_too(cut: int) -> None:
+    with pytest.raises(RecordError):
+        from_json(to_json(from_json(plain()))[:-cut], as_trained=True)
+
+
+@pytest.mark.parametrize("samples", [[3], ["x"], 3])
+def test_samples_that_are_none_are_refused_as_trained_too(samples: object) -> None:
+    with pytest.raises(RecordError, match="not a trial record"):
+        from_json(plain(samples=samples), as_trained=True)

@@ -14,13 +14,20 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from hydra.types import HydraContext, RunMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from harness.cli import _hydra, _parse
 from harness.errors import UsageError
 from harness.plan import Placement, Plan
 from harness.store import Study
 from hydra_plugins.harness_sweeper import HarnessSweeper, plain_config
-from hydra_plugins.harness_sweeper._sweeper import Composer, _quoted, _without_hydra, job_ticket
+from hydra_plugins.harness_sweeper._sweeper import (
+    Composer,
+    _Plain,
+    _quoted,
+    _without_hydra,
+    job_ticket,
+)
 from tests.harness.conftest import FAKE_CONF, Shell
 
 
@@ -92,6 +99,34 @@ def test_cells_do_not_leak_into_each_other(hydra: Hydra, composer: Composer) -> 
         [],
     ):
         assert by_us(composer, overrides) == by_hydra(hydra, overrides)
+
+
+@pytest.mark.parametrize(
+    ("config", "typed"),
+    [
+        ({"a": {"b": 1, "c": "${.b}"}}, "a.b=2"),
+        ({"a": {"b": 1}, "d": {"c": "${..a.b}"}}, "a.b=2"),
+        ({"a": 1, "b": "${a}"}, "a=2"),
+        ({"a": {"b": 1}, "c": "${a}"}, "a.b=2"),
+        ({"a": 1, "b": "x ${a}"}, "a=2"),
+        ({"study": "one", "b": "${study}"}, "study=two"),
+        ({"a": 1}, "a=${b}"),
+        ({"a": {"b": 1}}, "a=2"),
+        ({"a": [1, 2]}, "a.0=2"),
+        ({"a": 1}, "b=2"),
+        ({"a": "???"}, "a=2"),
+    ],
+)
+def test_what_is_more_than_a_plain_value_is_left_to_hydra(config: dict[str, Any], typed: str) -> None:
+    plain = _Plain.of(OmegaConf.create(config))
+    assert plain.patched(OverridesParser.create().parse_overrides([typed])) is None
+
+
+def test_a_plain_value_is_set_on_a_copy() -> None:
+    plain = _Plain.of(OmegaConf.create({"a": {"b": 1, "c": "${d}"}, "d": [1], "study": "one"}))
+    typed = OverridesParser.create().parse_overrides(["a.b=[2,x]", "study=two"])
+    assert plain.patched(typed) == {"a": {"b": [2, "x"], "c": [1]}, "d": [1]}
+    assert plain.patched([]) == {"a": {"b": 1, "c": [1]}, "d": [1]}
 
 
 def test_an_unknown_key_is_as_unknown_as_to_hydra(composer: Composer) -> None:

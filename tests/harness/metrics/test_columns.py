@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from harness.metrics import columns, floor, memory, quality, time
 from harness.record import Outcome, Sample, TrialRecord
@@ -133,6 +135,15 @@ class TestQuality:
 
 
 class TestTime:
+    @given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=60), st.sampled_from([0.5, 0.9, 0.99]))
+    def test_quantiles_are_those_of_numpy(self, values, q):
+        assert time.quantile(sorted(values), q) == float(np.quantile(values, q))
+        assert time.median(values) == float(np.median(values))
+
+    def test_a_quantile_of_what_is_no_number_is_none(self):
+        assert math.isnan(time.quantile([1.0, math.nan], 0.9))
+        assert math.isnan(time.median([math.nan, 1.0, 2.0]))
+
     def test_warm_up_is_left_out(self):
         values = (9.0, 5.0, *[1.0, 1.1, 0.9, 1.0] * 5)
         assert list(time.after_warm_up(values)) == list(values[2:])
