@@ -8,7 +8,7 @@ import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,7 @@ def digest(record: TrialRecord) -> Digest:
             for sample in record.samples
         ),
         values=np.fromiter(itertools.chain.from_iterable(s.values for s in record.samples), dtype=float),
-        spreads={
-            column: _standard_deviation(found) for column, found in by_hash_seed(record).items()
-        },
+        spreads={column: _standard_deviation(found) for column, found in by_hash_seed(record).items()},
     )
 
 
@@ -121,7 +119,7 @@ def table(
     found = _digests(records)
     swept = dict.fromkeys([*factors, *(key for one in found for key in one.cell)])
     if "implementation" in swept:
-        _name_implementations([one.settings for one in found])
+        found = [replace(one, settings=_with_implementation(one.settings)) for one in found]
     known = dict.fromkeys(key for one in found for key in one.settings)
     names = list(dict.fromkeys([*(key for key in swept if key in known), *known]))
     columns: dict[str, pd.Series[Any]] = {}
@@ -184,7 +182,7 @@ class _Way:
 def _words(words: Sequence[Any], codes: Sequence[NDArray[np.int64]]) -> pd.Series[Any]:
     """A column of texts from the number of each."""
     texts = pd.Series(list(words), dtype="str")
-    return texts.take(_joined(codes, kind=np.int64)).reset_index(drop=True)
+    return texts.take(_joined(codes, kind=np.int64).to_numpy()).reset_index(drop=True)
 
 
 def _joined(parts: Sequence[NDArray[Any]], *, kind: type) -> pd.Series[Any]:
@@ -251,12 +249,13 @@ def _settings(record: TrialRecord) -> dict[str, Level]:
     return flat | typed
 
 
-def _name_implementations(settings: Sequence[dict[str, Level]]) -> None:
-    """The option of the group `implementation` that a trial stands for which was typed without it."""
-    for row in settings:
-        if "implementation" not in row and "workload.implementation" in row:
-            name = implementation_name(str(row["workload.implementation"]), str(row.get("attention")))
-            row["implementation"] = name.lower()
+def _with_implementation(settings: Mapping[str, Level]) -> dict[str, Level]:
+    """And the option of the group `implementation` that a trial stands for which was typed without it."""
+    named = dict(settings)
+    if "implementation" not in named and "workload.implementation" in named:
+        name = implementation_name(str(named["workload.implementation"]), str(named.get("attention")))
+        named["implementation"] = name.lower()
+    return named
 
 
 def _identity(record: TrialRecord, name: str) -> str | float:
@@ -308,8 +307,9 @@ def _hash_seed_spread(
     found: dict[tuple[int, str], list[float]] = defaultdict(list)
     for one in _digests(records):
         number = group.get(str(one.identity["trial_id"]))
-        for column, spread in one.spreads.items() if number is not None else ():
-            found[number, column].append(spread)
+        if number is not None:
+            for column, spread in one.spreads.items():
+                found[number, column].append(spread)
     return {key: float(np.mean(spreads)) for key, spreads in found.items()}
 
 

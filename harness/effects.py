@@ -171,5 +171,5 @@ def _scaled(cells: pd.DataFrame, *, metric: Metric) -> pd.DataFrame:
     if metric.scale == "points":
         return cells * 100
     if metric.scale == "log_ratio":
-        return np.log(cells.where(cells > 0))
+        return cells.where(cells > 0).apply(np.log)
     return cells

@@ -476,7 +476,9 @@ def _trial_tables(study: Study) -> list[Block]:
     )
     told = f"All {len(trials)} trials; trials.csv has every column"
     if len(order) < len(trials):
-        told = f"The first {len(order):,} of {len(trials):,} trials; trials.csv has them all, with every column"
+        told = (
+            f"The first {len(order):,} of {len(trials):,} trials; trials.csv has them all, with every column"
+        )
     return [
         Table(
             caption=told,
@@ -516,7 +518,9 @@ def _failures(study: Study) -> list[Block]:
     ]
     left = max(0, len(failed) - _MAX_FAILURES) + max(0, len(study.unreadable) - _MAX_FAILURES)
     if left:
-        blocks.append(Text(lines=(f"And {left:,} more: trials.csv has every outcome, trials/ every record.",)))
+        blocks.append(
+            Text(lines=(f"And {left:,} more: trials.csv has every outcome, trials/ every record.",))
+        )
     return blocks
 
 
