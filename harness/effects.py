@@ -100,7 +100,9 @@ def matched(trials: pd.DataFrame, *, factor: Factor, keys: Sequence[str], metric
 def _places(trials: pd.DataFrame, *, factor: Factor, keys: Sequence[str]) -> pd.DataFrame:
     """Of each trial the matched cell and the level, whatever the metric."""
     texts = level_texts(trials, [*keys, factor.name])
-    cells = texts.groupby(list(keys), sort=False).ngroup() if keys else 0
+    # In the order in which levels appear, key by key, so that the same table gives the same intervals.
+    codes = pd.DataFrame({key: pd.factorize(texts[key])[0] for key in keys}, index=texts.index)
+    cells = codes.groupby(list(keys)).ngroup() if keys else 0
     return texts[[factor.name]].assign(_cell=cells)
 
 

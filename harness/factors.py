@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Level = int | float | str | bool | None
+_LEVELS = (str, int, float, bool, type(None))
 #: Keys whose levels replicate a setting rather than change it.
 REPLICATES = ("seed", "repeat")
 
@@ -22,7 +23,10 @@ def flatten(spec: Mapping[str, Any], *, prefix: str = "") -> dict[str, Level]:
     flat: dict[str, Level] = {}
     for key, value in spec.items():
         path = f"{prefix}{key}"
-        if not isinstance(value, (dict, Mapping)):
+        if type(value) in _LEVELS:
+            flat[path] = value
+            continue
+        if not isinstance(value, Mapping):
             flat[path] = _plain(value)
             continue
         fields = dict(value)

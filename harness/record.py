@@ -236,7 +236,7 @@ def measurement_from_json(text: str) -> Measurement:
     data = _parse(text)
     try:
         return Measurement(**{**data, **_parts(data)})
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise RecordError(f"the worker's answer is not a measurement: {error}") from error
 
 
@@ -258,11 +258,11 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What of parsed data is more than plain data; takes it apart."""
     outcome = dict(data["outcome"])
     outcome["stderr"] = tuple(outcome.get("stderr", ()))
     samples = tuple(
-        Sample(**(sample | {"values": tuple(map(float, sample["values"]))}))
-        for sample in data.get("samples", ())
+        Sample(values=tuple(map(float, sample.pop("values"))), **sample) for sample in data.get("samples", ())
     )
     series = {
         name: {column: list(map(float, values)) for column, values in columns.items()}

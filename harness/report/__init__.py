@@ -143,6 +143,7 @@ def _write_samples(digests: Sequence[aggregate.Digest], *, path: Path) -> None:
     parts = (digests[at : at + _TRIALS_AT_ONCE] for at in range(0, max(1, len(digests)), _TRIALS_AT_ONCE))
     tables = (pa.Table.from_pandas(aggregate.samples(part), preserve_index=False) for part in parts)
     first = next(tables)
-    with pq.ParquetWriter(path, first.schema) as writer:
+    repeating = [name for name in aggregate.SAMPLE_COLUMNS if name != "value"]
+    with pq.ParquetWriter(path, first.schema, use_dictionary=repeating) as writer:
         for table in itertools.chain([first], tables):
             writer.write_table(table)
