@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import pandas as pd
 
 from harness.design import Factor, by_task, design_of, level_texts, quality_column
@@ -109,7 +108,7 @@ def _places(trials: pd.DataFrame, *, factor: Factor, keys: Sequence[str]) -> pd.
 def _by_level(trials: pd.DataFrame, *, places: pd.DataFrame, factor: Factor, metric: str) -> pd.DataFrame:
     values = trials[metric].where(trials["outcome"] == "ok").astype(float)
     # Cells without any number stay as rows: they are pairs that were lost.
-    means = values.groupby([places["_cell"], places[factor.name]], sort=False).mean()
+    means = values.groupby([places["_cell"], places[factor.name]]).mean()
     return means.unstack(factor.name).reindex(columns=list(factor.levels))
 
 
@@ -173,5 +172,5 @@ def _scaled(cells: pd.DataFrame, *, metric: Metric) -> pd.DataFrame:
     if metric.scale == "points":
         return cells * 100
     if metric.scale == "log_ratio":
-        return cells.where(cells > 0).apply(np.log)
+        return cells.where(cells > 0).map(math.log, na_action="ignore")
     return cells
