@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -280,7 +281,8 @@ def _launch(sweep: _Sweep) -> list[str]:
     failed = [job._return_value for job in returns if job.status is JobStatus.FAILED]
     messages = Counter(f"{type(error).__name__}: {error}" for error in failed)
     return [
-        f"{wording.counted(n, 'trial')} could not be recorded: {message}" for message, n in messages.items()
+        f"{wording.counted(n, 'trial')} could not be recorded: {message}; the same command does the rest"
+        for message, n in messages.items()
     ]
 
 
@@ -424,6 +426,7 @@ def _plan_one(hydra: Hydra, options: argparse.Namespace, overrides: list[str], *
         )
         if not hasattr(sweeper, "plan"):
             raise UsageError("hydra/sweeper: the harness sweeps with its own sweeper (hydra/sweeper=harness)")
+        # A node may have a device that this machine does not have: there the job itself tells.
         local = str(config.hydra.launcher._target_).endswith((".BasicLauncher", ".JoblibLauncher"))
         arguments = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
         plan = sweeper.plan(arguments, check_device=local and not dry, forecast=dry)
@@ -437,12 +440,23 @@ def _plan_one(hydra: Hydra, options: argparse.Namespace, overrides: list[str], *
 
 def _warn_of_crowding(plan: Plan, config: DictConfig) -> None:
     """Trials side by side that want more threads than there are CPUs measure each other."""
-    from harness.environment import available_cpus
+    from omegaconf import OmegaConf
 
-    n_jobs = int(config.hydra.launcher.get("n_jobs", 1) or 1)
+    from harness.environment import available_cpus
+    from hydra_plugins.harness_sweeper import most_threads
+
+    launcher, threads = config.hydra.launcher, most_threads(plan)
+    # Jobs of Slurm and Ray ask for as many CPUs as they need, unless it is typed.
+    key = "ray.remote.num_cpus" if "ray" in launcher else "cpus_per_task"
+    asked = OmegaConf.select(launcher, key)
+    if asked is not None and asked < threads:
+        wording.complain(
+            f"hydra.launcher.{key}={asked:g} for trials of {threads} threads: their times say little; "
+            f"set threads={max(1, math.floor(asked))}"
+        )
+    n_jobs = int(launcher.get("n_jobs", 1) or 1)
     cpus = available_cpus()
     jobs = min(n_jobs if n_jobs > 0 else max(1, cpus + 1 + n_jobs), len(plan.to_run))
-    threads = max((int(trial.spec.get("threads", 1)) for trial in plan.to_run), default=1)
     if jobs > 1 and jobs * threads > cpus:
         wording.complain(
             f"{jobs} trials at once with {threads} threads each on {wording.counted(cpus, 'CPU')}: their "

@@ -59,7 +59,8 @@ def _watched(launch: Callable[[], list[str]], watch: Progress) -> list[str]:
         with watch:
             return launch()
     except Exception as error:
-        return [f"the launcher failed: {type(error).__name__}: {error}; the same command does the rest"]
+        reason = wording.one_line(f"{type(error).__name__}: {error}")
+        return [f"the launcher failed: {reason}; the same command does the rest"]
 
 
 def _verdict(plan: Plan) -> int:

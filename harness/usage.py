@@ -63,7 +63,8 @@ keys that place a trial without changing its numbers
   timing                     exclusive: a timed trial waits until no other one of this machine is on its
                              device; shared: it does not, and the report says that times were shared
   retries                    how often a trial is run again that was killed from outside (default 1)
-  hydra/launcher             basic, or joblib for several trials at once
+  hydra/launcher             basic; joblib for several trials at once; submitit_slurm and ray for a
+                             cluster (each an extra)
 
 exit codes
   0    every trial has a record and none failed (out_of_memory, timeout, diverged are data)

@@ -5,6 +5,13 @@ name it skips, is imported once and stays the same class.
 """
 
 from hydra_plugins.harness_sweeper._errors import COMPOSITION_ERRORS, explain
-from hydra_plugins.harness_sweeper._sweeper import HarnessSweeper, placement_of, plain_config
+from hydra_plugins.harness_sweeper._sweeper import HarnessSweeper, most_threads, placement_of, plain_config
 
-__all__ = ["COMPOSITION_ERRORS", "HarnessSweeper", "explain", "placement_of", "plain_config"]
+__all__ = [
+    "COMPOSITION_ERRORS",
+    "HarnessSweeper",
+    "explain",
+    "most_threads",
+    "placement_of",
+    "plain_config",
+]

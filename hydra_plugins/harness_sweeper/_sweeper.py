@@ -34,6 +34,7 @@ from harness.errors import UsageError
 from harness.plan import PLACEMENT_KEYS, Cell, Placement, Plan, make_plan
 from harness.protocol import now
 from harness.server import Decoded, process_server
+from hydra_plugins.harness_sweeper import _ray, _slurm
 from hydra_plugins.harness_sweeper._errors import COMPOSITION_ERRORS, explain
 
 #: A whole value that stands for that of another key, named from the top.
@@ -128,11 +129,22 @@ class HarnessSweeper(Sweeper):
             (
                 *trial.overrides,
                 f"results_dir={_quoted(str(plan.placement.study.path.parent))}",
+                # `null` is the number of CPUs here; a node may have another.
+                f"threads={trial.spec['threads']}",
                 f"cell={_quoted(job_ticket(plan, trial.trial_id, trial.cell))}",
             )
             for trial in plan.to_run
         ]
-        return list(self.launcher.launch(jobs, initial_job_idx=0)) if jobs else []
+        if not jobs:
+            return []
+        threads = most_threads(plan)
+        name = type(self.launcher).__name__
+        if name == "SlurmLauncher":
+            timeout_s = plan.placement.timeout_s
+            return _slurm.launch(self.launcher, jobs, threads=threads, timeout_s=timeout_s)
+        if name == "RayLauncher":
+            return _ray.launch(self.launcher, jobs, threads=threads)
+        return list(self.launcher.launch(jobs, initial_job_idx=0))
 
     def _axes(self, preset: Mapping[str, str], arguments: Sequence[str]) -> list[_Axis]:
         """The levels of each key: the experiment's, replaced by those of the command line."""
@@ -383,6 +395,11 @@ def _without_hydra(config: DictConfig) -> DictConfig:
     with flag_override(config, ["struct", "readonly"], [False, False]):
         del config["hydra"]
     return config
+
+
+def most_threads(plan: Plan) -> int:
+    """Threads of the trial that has most of those to run."""
+    return max((int(trial.spec.get("threads", 1)) for trial in plan.to_run), default=1)
 
 
 def placement_of(config: DictConfig) -> Placement:

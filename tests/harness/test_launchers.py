@@ -1,245 +1,226 @@
-"""The same sweep through launchers that go beyond this process: a real Slurm, a real Ray, submitit's own."""
+"""Sweeps through a real Slurm and a real Ray on this machine, as typed: records, exit codes, what is told."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
-import pwd
-import secrets
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from harness.store import Study
-from tests.harness.conftest import FAKE_CONF, harness_environment
+from tests.harness.conftest import FAKE_CONF, Result, Shell, gone, harness_environment
+from tests.harness.slurm import Slurm, running_slurm, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "sinfo")
-LEVELS = "attention.n_hashes=1,2,4"
+#: Types `harness run` with the fake workload in a process of its own.
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
-def needs(module: str) -> None:
-    """Skip where a launcher's plugin is not installed."""
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not installed")
+def _importable(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
-def run(folder: Path, *words: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Type `harness run` with the fake workload in that folder."""
-    command = [sys.executable, "-m", "harness", "run", "-cd", str(FAKE_CONF), "workload=fake", *words]
-    return subprocess.run(
-        command, cwd=folder, env={**harness_environment(), **environment}, capture_output=True, text=True
-    )
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """A Slurm of one node with two CPUs, whatever the machine has."""
+    reason = why_not()
+    if not _importable("hydra_plugins.hydra_submitit_launcher"):
+        reason = "hydra-submitit-launcher is not installed (extra slurm)"
+    if reason:
+        pytest.skip(reason)
+    with running_slurm(cpus=2) as one:
+        yield one
 
 
-def sweep_three_times(folder: Path, *launcher: str, environment: Mapping[str, str]) -> None:
-    """All trials are measured, none again, and one that fails is a record and an exit code."""
-    study = Study(folder / "results" / "mine")
-    done = run(folder, "-m", LEVELS, "threads=1", "study=mine", *launcher, environment=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 of 3 trials" in done.stdout
-    records, unreadable = study.scan()
-    assert unreadable == []
-    assert sorted(record.cell["attention.n_hashes"] for record in records) == ["1", "2", "4"]
-    assert {record.outcome.status for record in records} == {"ok"}
+@pytest.fixture(params=["slurm", "ray"])
+def start(request: pytest.FixtureRequest, shell: Shell) -> Iterator[Start]:
+    """Starts commands with each of the launchers; one that a test leaves behind is killed."""
+    variables = harness_environment()
+    if request.param == "slurm":
+        variables |= request.getfixturevalue("slurm").environment
+        launcher = "submitit_slurm"
+    else:
+        if not _importable("hydra_plugins.hydra_ray_launcher"):
+            pytest.skip("hydra-ray-launcher is not installed (extra ray)")
+        launcher = "ray"
+        variables["RAY_USAGE_STATS_ENABLED"] = "0"
+    command = [sys.executable, "-P", "-m", "harness", "run", "-cd", str(FAKE_CONF), "workload=fake", "-m"]
 
-    again = run(folder, "-m", LEVELS, "threads=1", "study=mine", *launcher, environment=environment)
-    assert again.returncode == 0
-    assert "3 trials (3 done), 0 to run" in again.stdout
-    assert study.scan()[0] == records
+    started: list[subprocess.Popen[str]] = []
 
-    failing = ("-m", LEVELS, "threads=1", "study=failing", "workload.does=raise_for_two_rounds", *launcher)
-    failed = run(folder, *failing, environment=environment)
-    assert failed.returncode == 1
-    assert "failed: 1 trial" in failed.stdout
-    statuses = [record.outcome.status for record in Study(folder / "results" / "failing").scan()[0]]
-    assert sorted(statuses) == ["error", "ok", "ok"]
-    assert {path.name for path in folder.iterdir()} == {"results"}
-
-
-def test_submitit_runs_jobs_of_this_machine(tmp_path: Path) -> None:
-    needs("hydra_plugins.hydra_submitit_launcher")
-    sweep_three_times(tmp_path, "hydra/launcher=submitit_local", environment={})
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
-    """A Slurm of one node, this machine, on loopback; the environment that its commands need."""
-    needs("hydra_plugins.hydra_submitit_launcher")
-    missing = [name for name in DAEMONS if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"Slurm is not installed: no {', '.join(missing)} (Debian: slurm-wlm, munge)")
-    if os.geteuid() != 0:
-        pytest.skip("its daemons want to be started by root")
-    # Outside of pytest's folders, which no other user may enter.
-    folder = Path("/tmp") / f"harness-slurm-{secrets.token_hex(4)}"
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        config = _configure(folder)
-        environment = {"SLURM_CONF": str(config)}
-        stack.enter_context(_daemon(_munged(folder), user="munge", log=folder / "munged.out"))
-        _wait_until(lambda: (folder / "munge" / "socket").exists(), "munged has no socket")
-        for name in ("slurmctld", "slurmd"):
-            command = [str(shutil.which(name)), "-D", "-f", str(config)]
-            stack.enter_context(_daemon(command, log=folder / f"{name}.out", environment=environment))
-        _wait_until(lambda: _idle(environment), "no idle node", logs=folder)
-        yield environment
-
-
-def test_a_real_slurm(tmp_path: Path, slurm: Mapping[str, str]) -> None:
-    sweep_three_times(
-        tmp_path,
-        "hydra/launcher=submitit_slurm",
-        "hydra.launcher.partition=all",
-        "hydra.launcher.cpus_per_task=1",
-        "hydra.launcher.timeout_min=5",
-        environment=slurm,
-    )
-
-
-def test_a_job_that_slurm_refuses_is_one_line(tmp_path: Path, slurm: Mapping[str, str]) -> None:
-    words = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=nowhere", "study=mine")
-    refused = run(tmp_path, "-m", LEVELS, "threads=1", *words, environment=slurm)
-    assert refused.returncode == 1
-    (complaint,) = (line for line in refused.stderr.splitlines() if line.startswith("harness: "))
-    assert "the launcher failed" in complaint
-    assert "invalid partition" in complaint.lower()
-    assert "Traceback" not in refused.stderr
-
-
-def test_a_real_ray(tmp_path: Path) -> None:
-    needs("hydra_plugins.hydra_ray_launcher")
-    needs("ray")
-    sweep_three_times(
-        tmp_path,
-        "hydra/launcher=ray",
-        "+hydra.launcher.ray.init.num_cpus=2",
-        environment={"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
-    )
-
-
-def _configure(folder: Path) -> Path:
-    """The folders and files of munge and Slurm."""
-    munge = folder / "munge"
-    for place in (folder / "state", folder / "spool", munge):
-        place.mkdir(parents=True)
-    folder.chmod(0o755)
-    (munge / "key").write_bytes(secrets.token_bytes(1024))
-    owner = pwd.getpwnam("munge")
-    for path in (munge, munge / "key"):
-        os.chown(path, owner.pw_uid, owner.pw_gid)
-    (munge / "key").chmod(0o400)
-    munge.chmod(0o711)
-    host = socket.gethostname().partition(".")[0]
-    settings = {
-        "ClusterName": "harness",
-        "SlurmctldHost": f"{host}(127.0.0.1)",
-        "SlurmUser": "root",
-        "SlurmdUser": "root",
-        "AuthType": "auth/munge",
-        "AuthInfo": f"socket={munge / 'socket'}",
-        "CredType": "cred/munge",
-        "ProctrackType": "proctrack/pgid",
-        "TaskPlugin": "task/none",
-        "SelectType": "select/cons_tres",
-        "SelectTypeParameters": "CR_Core",
-        "ReturnToService": "2",
-        "MpiDefault": "none",
-        "SlurmctldPort": _free_port(),
-        "SlurmdPort": _free_port(),
-        "StateSaveLocation": folder / "state",
-        "SlurmdSpoolDir": folder / "spool",
-        "SlurmctldPidFile": folder / "slurmctld.pid",
-        "SlurmdPidFile": folder / "slurmd.pid",
-        "SlurmctldLogFile": folder / "slurmctld.log",
-        "SlurmdLogFile": folder / "slurmd.log",
-    }
-    lines = [f"{key}={value}" for key, value in settings.items()]
-    lines.append(f"NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} State=UNKNOWN")
-    lines.append(f"PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP")
-    config = folder / "slurm.conf"
-    config.write_text("\n".join([*lines, ""]))
-    return config
-
-
-def _munged(folder: Path) -> list[str]:
-    munge = folder / "munge"
-    places = {
-        "key-file": "key",
-        "socket": "socket",
-        "pid-file": "pid",
-        "log-file": "log",
-        "seed-file": "seed",
-    }
-    return [
-        str(shutil.which("munged")),
-        "--foreground",
-        "--force",
-        *(f"--{option}={munge / name}" for option, name in places.items()),
-    ]
-
-
-@contextlib.contextmanager
-def _daemon(
-    command: list[str], *, log: Path, user: str | None = None, environment: Mapping[str, str] | None = None
-) -> Iterator[None]:
-    """A process in the foreground of its own group, ended behind the block."""
-    with log.open("w") as stream:
+    def start_one(*argv: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            command,
-            user=user,
-            group=user,
-            extra_groups=[] if user else None,
-            env={**os.environ, **(environment or {})},
-            stdout=stream,
-            stderr=subprocess.STDOUT,
+            [*command, f"hydra/launcher={launcher}", "threads=1", *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=shell.folder,
+            env=variables,
             start_new_session=True,
         )
-        try:
-            yield
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        started.append(process)
+        return process
+
+    yield start_one
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
-def _idle(environment: Mapping[str, str]) -> bool:
-    done = subprocess.run(
-        ["sinfo", "--noheader", "--format=%t"],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
+only_slurm = pytest.mark.parametrize("start", ["slurm"], indirect=True)
+only_ray = pytest.mark.parametrize("start", ["ray"], indirect=True)
+
+
+def end_of(process: subprocess.Popen[str]) -> Result:
+    out, err = process.communicate(timeout=180)
+    return Result(code=process.returncode, out=out, err=err)
+
+
+def wait_for_logs(shell: Shell, n: int) -> None:
+    """Wait until so many trials have begun."""
+    deadline = time.monotonic() + 90
+    while len([path for path in (shell.study().path / "logs").glob("*.log") if path.stat().st_size]) < n:
+        assert time.monotonic() < deadline, "no trial has started"
+        time.sleep(0.1)
+
+
+def test_every_trial_is_recorded_and_a_second_run_does_nothing(start: Start, shell: Shell) -> None:
+    first = end_of(start("seed=0,1,2"))
+    assert (first.code, first.err) == (0, ""), first
+    assert "[3/3] ok  seed=" in first.out
+    assert shell.statuses() == ["ok"] * 3
+    assert {path.name for path in shell.folder.iterdir()} == {"results"}
+    assert {path.name for path in (shell.folder / "results").iterdir()} == {"default"}
+    written = {record.trial_id: record.started_at for record in shell.records()}
+    second = end_of(start("seed=0,1,2"))
+    assert (second.code, second.err) == (0, ""), second
+    assert "3 done), 0 to run" in second.out
+    assert {record.trial_id: record.started_at for record in shell.records()} == written
+
+
+def test_a_trial_that_fails_is_told(start: Start, shell: Shell) -> None:
+    result = end_of(start("attention.n_hashes=1,2", "workload.does=raise_for_two_rounds"))
+    assert (result.code, result.err) == (1, ""), result
+    assert shell.statuses() == ["error", "ok"]
+    assert "failed: 1 trial (rerun=failed tries again" in result.out
+
+
+def test_ctrl_c_ends_the_jobs(start: Start, shell: Shell) -> None:
+    process = start("seed=0,1,2", "workload.seconds=60")
+    wait_for_logs(shell, 1)
+    time.sleep(0.5)
+    pids = [_pid_of(path) for path in shell.study().trials.glob("*.claim")]
+    os.killpg(process.pid, signal.SIGINT)
+    result = end_of(process)
+    assert result.code == 130, result
+    assert result.err.splitlines()[-1] == (
+        "harness: interrupted: 0 of 3 trials done; the same command does the rest"
     )
-    return done.stdout.split() == ["idle"]
+    assert pids
+    deadline = time.monotonic() + 20
+    while not all(gone(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
-def _wait_until(happened: object, fault: str, *, logs: Path | None = None) -> None:
-    deadline = time.monotonic() + 60
-    assert callable(happened)
-    while not happened():
-        if time.monotonic() > deadline:
-            told = "".join(
-                path.read_text(errors="replace")[-2000:] for path in (logs or Path()).glob("*.log")
-            )
-            pytest.fail(f"{fault} after a minute: {told}")
-        time.sleep(0.2)
+@only_slurm
+def test_ctrl_c_leaves_no_claim_and_no_job_in_slurm(start: Start, shell: Shell, slurm: Slurm) -> None:
+    process = start("seed=0,1,2", "workload.seconds=60")
+    slurm.wait_for_jobs(2, state="RUNNING")
+    wait_for_logs(shell, 2)
+    process.send_signal(signal.SIGINT)
+    result = end_of(process)
+    assert len(result.err.splitlines()) == 1, result
+    assert slurm("squeue", "--noheader") == ""
+    assert list(shell.study().trials.glob("*.claim")) == []
 
 
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+@only_slurm
+def test_jobs_that_are_cancelled_are_told_and_the_rest_is_done(
+    start: Start, shell: Shell, slurm: Slurm
+) -> None:
+    process = start("seed=0,1,2", "workload.seconds=4")
+    slurm.wait_for_jobs(2, state="RUNNING")
+    (pending,) = slurm.wait_for_jobs(1, state="PENDING")
+    slurm("scancel", pending)
+    result = end_of(process)
+    assert result.code == 1, result
+    assert result.err.splitlines()[-1] == (
+        "harness: 1 trial could not be recorded: SlurmError: Slurm ended the job without a result "
+        "(CANCELLED); the same command does the rest"
+    )
+    assert shell.statuses() == ["ok", "ok"]
+    again = end_of(start("seed=0,1,2", "workload.seconds=4"))
+    assert (again.code, again.err) == (0, ""), again
+    assert "(2 done, 1 new), 1 to run" in again.out
+
+
+@only_slurm
+def test_a_job_that_slurm_will_never_start_is_told(start: Start, shell: Shell, slurm: Slurm) -> None:
+    result = end_of(start("seed=0,1", "hydra.launcher.partition=short", "hydra.launcher.timeout_min=90"))
+    assert result.code == 1, result
+    assert (
+        "2 trials could not be recorded: SlurmError: Slurm will not start the job (PartitionTime"
+        in result.err
+    )
+    assert slurm("squeue", "--noheader") == ""
+
+
+@only_slurm
+def test_jobs_of_a_node_that_is_down_wait_and_say_so(start: Start, shell: Shell, slurm: Slurm) -> None:
+    node = ("scontrol", "update", "nodename=here")
+    slurm(*node, "state=down", "reason=test")
+    try:
+        process = start("seed=0,1")
+        slurm.wait_for_jobs(2, state="PENDING")
+        time.sleep(8)
+        assert process.poll() is None
+    finally:
+        slurm(*node, "state=resume")
+    result = end_of(process)
+    assert result.code == 0, result
+    assert result.err.startswith("harness: 2 jobs pending in Slurm: ")
+    assert shell.statuses() == ["ok", "ok"]
+
+
+@only_slurm
+def test_what_slurm_refuses_is_one_line(start: Start, shell: Shell) -> None:
+    result = end_of(start("seed=0,1", "hydra.launcher.partition=nowhere"))
+    assert result.code == 1, result
+    assert "the launcher failed: " in result.complaint
+    assert "invalid partition specified: nowhere" in result.complaint
+
+
+@only_slurm
+def test_fewer_cpus_than_threads_are_told(start: Start, shell: Shell) -> None:
+    result = end_of(start("hydra.launcher.cpus_per_task=1", "threads=2"))
+    assert result.code == 0, result
+    assert result.complaint == (
+        "harness: hydra.launcher.cpus_per_task=1 for trials of 2 threads: their times say little; "
+        "set threads=1"
+    )
+
+
+@only_ray
+def test_more_cpus_than_ray_has_are_told(start: Start, shell: Shell) -> None:
+    result = end_of(start("seed=0,1", "+hydra.launcher.ray.remote.num_cpus=500"))
+    assert result.code == 1, result
+    assert "hydra.launcher.ray.remote.num_cpus=500: Ray has " in result.complaint
+
+
+def _pid_of(claim: Path) -> int:
+    from harness.claims import read_claim
+
+    found = read_claim(claim)
+    assert found is not None
+    return found.pid
