@@ -234,7 +234,7 @@ def _quality(record: TrialRecord) -> str:
 
 
 def _short(number: float, *, space: str = "") -> str:
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for limit, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.3g}{space}{unit}"
     return f"{number:.3g}{space}"

@@ -16,8 +16,9 @@ import pytest
 import torch
 
 from harness import worker
-from harness.record import from_json
+from harness.record import from_json, trial_id
 from tests.harness.conftest import gone, harness_environment
+from tests.harness.specs import plain_spec
 
 SpecOf = Callable[..., tuple[str, Mapping[str, Any]]]
 WORKER = [sys.executable, "-P", "-m", "harness.worker"]
@@ -267,3 +268,45 @@ def test_progress_on_something_else_is_told_at_once(capsys: pytest.CaptureFixtur
         "progress: measuring memory",
         "progress: measuring the allocator",
     ]
+
+
+BARE_NODE = """
+import runpy, sys
+absent = {"hydra", "omegaconf", "hydra_plugins", "psutil", "scipy", "pandas", "seaborn", "matplotlib", "pyarrow",
+          "jinja2", "beartype"}
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+sys.argv = ["worker"]
+runpy.run_module("harness.worker", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "workload",
+    [
+        {"_target_": "harness.workloads.train.Train"},
+        {"_target_": "harness.workloads.train_step.TrainStep", "timed_steps": 1},
+        {"_target_": "harness.workloads.forward.Forward", "timed_steps": 1},
+        {"_target_": "harness.workloads.decode.Decode", "new_tokens": 2, "warmup_tokens": 1},
+        {"_target_": "harness.workloads.attention.Attention", "timed_steps": 1},
+        {"_target_": "harness.workloads.hashing.Hashing", "draws": 100},
+        {"_target_": "harness.workloads.self_test.SelfTest", "mebibytes": 2},
+    ],
+    ids=lambda workload: workload["_target_"].rpartition(".")[2],
+)
+def test_a_node_with_torch_numpy_and_jaxtyping_measures(workload: dict[str, Any]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BARE_NODE],
+        input=json.dumps(plain_spec(workload=workload)),
+        capture_output=True,
+        text=True,
+        env=harness_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    record = from_json(done.stdout)
+    assert record.outcome.status == "ok", record.outcome
+    assert record.trial_id == trial_id(record.spec)
