@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from harness.protocol import PROTOCOL
 
 _MEMORY_SAMPLING_S = 0.2
 _CLOSING_S = 5.0
+#: How folders begin that belong to a process, whose number follows.
+_SCRATCH = "harness-of-"
 
 
 class ServerError(HarnessError):
@@ -154,7 +157,8 @@ class ForkServer:
     def scratch(self) -> Path:
         """A folder for what passes between the processes; gone when the server is closed."""
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="harness-")
+            remove_left_behind()
+            self._folder = tempfile.TemporaryDirectory(prefix=f"{_SCRATCH}{os.getpid()}-")
         return Path(self._folder.name)
 
     def close(self) -> None:
@@ -264,6 +268,25 @@ class ForkServer:
 
     def _errors_path(self) -> Path:
         return self.scratch() / "server.log"
+
+
+def remove_left_behind() -> None:
+    """Delete folders of processes that were killed and could not do it themselves."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*-*"):
+        pid = path.name.removeprefix(_SCRATCH).partition("-")[0]
+        with contextlib.suppress(OSError, ValueError):
+            if path.stat().st_uid == os.getuid() and not _exists(int(pid)):
+                shutil.rmtree(path)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 class _MemoryWatch:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -161,6 +164,26 @@ def test_another_protocol_is_refused(server: ForkServer, monkeypatch: pytest.Mon
     monkeypatch.setattr(server_module, "PROTOCOL", 2)
     with pytest.raises(ServerError, match="another protocol than 2"):
         server.decode([{}], check_device=False)
+
+
+def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (
+        f"harness-of-{ended.pid}-abc",
+        f"harness-of-{os.getpid()}-abc",
+        "harness-of-nobody-abc",
+        "other",
+    ):
+        (tmp_path / name).mkdir()
+    with ForkServer() as server:
+        assert server.scratch().name.startswith(f"harness-of-{os.getpid()}-")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"harness-of-{os.getpid()}-abc",
+        "harness-of-nobody-abc",
+        "other",
+    }
 
 
 def test_closing_twice_and_unused_is_fine() -> None:
