@@ -129,6 +129,7 @@ def test_a_planted_regression_fails_the_gate(copied: Checkout, tmp_path: Path, n
     assert metric in regressed
 
 
+@pytest.mark.slow
 def test_an_edit_that_changes_no_number_is_measured_again_and_passes(
     copied: Checkout, tmp_path: Path
 ) -> None:
