@@ -6,12 +6,12 @@ import itertools
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.factors import REPLICATES
 from harness.plan import Plan, PlannedTrial
-from harness.record import RecordError, TrialRecord
+from harness.record import TrialRecord
 from harness.store import Study, studies
 
 #: Records that are looked at, at most: more of them would not tell more.
@@ -63,13 +63,9 @@ def _records(study: Study) -> Iterable[TrialRecord]:
     return itertools.islice(beside, _MOST_RECORDS)
 
 
-def _measured(study: Study) -> Iterable[TrialRecord]:
-    for path in sorted(study.trials.glob("*.json")):
-        try:
-            record = study.read(path.stem)
-        except RecordError:
-            continue
-        if record is not None and record.outcome.status == "ok":
+def _measured(study: Study) -> Iterator[TrialRecord]:
+    for record in study.each(as_trained=True):
+        if isinstance(record, TrialRecord) and record.outcome.status == "ok":
             yield record
 
 

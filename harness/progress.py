@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Self, TextIO
 
 from harness.claims import claim_path, read_claim
+from harness.metrics import time as times
 from harness.plan import STATES, Plan, PlannedTrial
 from harness.protocol import PROGRESS_PREFIX
 from harness.record import STATUSES, RecordError, TrialRecord
@@ -206,20 +207,13 @@ def results(record: TrialRecord) -> list[str]:
         message = " ".join(record.outcome.message.split())
         return [message if len(message) <= 100 else f"{message[:97]}..."]
     shown = [_quality(record)]
-    speed = _tokens_per_s(record)
+    speed = times.columns(record).get("tokens_per_s")
     if speed is not None:
         shown.append(f"{_short(speed)} tokens/s")
     peaks = [max(s.values) for s in record.samples if s.metric == "peak_alloc_bytes" and s.values]
     if peaks:
         shown.append(f"{max(peaks) / 2**20:.4g} MiB")
     return [text for text in shown if text]
-
-
-def _tokens_per_s(record: TrialRecord) -> float | None:
-    # The report's own definition; it needs numpy, which most commands start without.
-    from harness.metrics import time as times
-
-    return times.columns(record).get("tokens_per_s")
 
 
 def _quality(record: TrialRecord) -> str:

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
@@ -109,7 +109,7 @@ def status_of(study: Study) -> Status:
     recorded = {record.trial_id: record for record in records}
     listed = info.get("planned")
     planned = [str(trial_id) for trial_id in listed] if isinstance(listed, list) else list(recorded)
-    running = _running(study, factors)
+    running = _running(study, factors, typed=info.get("overrides", {}))
     # A trial that runs again has a record, which it is about to replace.
     busy = {trial.trial_id for trial in running}
     waiting = [trial_id for trial_id in planned if trial_id not in recorded and trial_id not in busy]
@@ -134,7 +134,9 @@ def _told(study: Study, summary: Summary, factors: dict[str, list[str]]) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def _running(study: Study, factors: dict[str, list[str]]) -> list[Running]:
+def _running(
+    study: Study, factors: dict[str, list[str]], *, typed: Mapping[str, Sequence[str]]
+) -> list[Running]:
     found = []
     for path in sorted(study.trials.glob("*.claim")):
         claim, trial_id = read_claim(path), path.stem
@@ -143,7 +145,7 @@ def _running(study: Study, factors: dict[str, list[str]]) -> list[Running]:
         found.append(
             Running(
                 trial_id=trial_id,
-                label=_label_of(study, trial_id, factors),
+                label=_label_of(typed.get(trial_id, []), factors) or trial_id,
                 word=last_word(study.log_path(trial_id)),
                 seconds=max(0.0, time.time() - claim.started_at),
                 host=claim.host,
@@ -153,11 +155,9 @@ def _running(study: Study, factors: dict[str, list[str]]) -> list[Running]:
     return sorted(found, key=lambda trial: -trial.seconds)
 
 
-def _label_of(study: Study, trial_id: str, factors: dict[str, list[str]]) -> str:
+def _label_of(words: Sequence[str], factors: dict[str, list[str]]) -> str:
     """The cell of a trial that has no record, by what was typed for it."""
-    words = study.read_info().get("overrides", {}).get(trial_id, [])
-    typed = dict(word.lstrip("+").partition("=")[::2] for word in words)
-    return label(typed, factors) or trial_id
+    return label(dict(word.lstrip("+").partition("=")[::2] for word in words), factors)
 
 
 def _eta(records: Sequence[Summary], running: Sequence[Running], *, waiting: int) -> float | None:

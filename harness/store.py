@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import os
 import re
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import UsageError
 from harness.record import RecordError, Summary, TrialRecord, from_json, summary_from_ends, to_json
@@ -35,6 +36,10 @@ RESERVED_NAMES = ("baselines", "reference")
 _HEAD, _TAIL = 16_384, 512
 #: Nobody takes that long to write a file.
 _ABANDONED_S = 3600.0
+
+
+#: A record, or its summary.
+_Found = TypeVar("_Found", TrialRecord, Summary)
 
 
 @dataclass(frozen=True)
@@ -131,28 +136,11 @@ class Study:
 
     def summaries(self) -> tuple[list[Summary], list[Unreadable]]:
         """Of all records, oldest first, and the files that are none."""
-        found, unreadable = [], []
-        for path in self._record_files():
-            try:
-                summary = self.summary(path.stem)
-            except RecordError as error:
-                unreadable.append(Unreadable(path, str(error)))
-                continue
-            if summary is not None:
-                found.append(summary)
-        found.sort(key=lambda summary: (summary.started_at, summary.trial_id))
-        return found, unreadable
+        return _by_age(self._each(self.summary))
 
     def scan(self) -> tuple[list[TrialRecord], list[Unreadable]]:
         """All records, oldest first, and the files that are none."""
-        records, unreadable = [], []
-        for found in self.each():
-            if isinstance(found, Unreadable):
-                unreadable.append(found)
-            else:
-                records.append(found)
-        records.sort(key=lambda record: (record.started_at, record.trial_id))
-        return records, unreadable
+        return _by_age(self.each())
 
     def each(self, *, as_trained: bool = False) -> Iterator[TrialRecord | Unreadable]:
         """Record after record, by their ids, so that not all of them need be held at once.
@@ -160,14 +148,7 @@ class Study:
         Args:
             as_trained: leave out what most of a record is, as `read` does.
         """
-        for path in self._record_files():
-            try:
-                record = self.read(path.stem, as_trained=as_trained)
-            except RecordError as error:
-                yield Unreadable(path, str(error))
-                continue
-            if record is not None:
-                yield record
+        return self._each(functools.partial(self.read, as_trained=as_trained))
 
     def write(self, record: TrialRecord) -> None:
         """Store a record; one that is there already is moved to `superseded/` first."""
@@ -200,6 +181,17 @@ class Study:
                     if time.time() - path.stat().st_mtime > _ABANDONED_S:
                         path.unlink()
 
+    def _each(self, read: Callable[[str], _Found | None]) -> Iterator[_Found | Unreadable]:
+        """What is read of each trial by its id."""
+        for path in self._record_files():
+            try:
+                found = read(path.stem)
+            except RecordError as error:
+                yield Unreadable(path, str(error))
+            else:
+                if found is not None:
+                    yield found
+
     def _record_files(self) -> Iterator[Path]:
         if self.trials.is_dir():
             yield from sorted(path for path in self.trials.glob("*.json") if not path.name.startswith("."))
@@ -213,6 +205,18 @@ class Study:
         folder = self.trials / "superseded"
         folder.mkdir(exist_ok=True)
         os.replace(path, folder / name)
+
+
+def _by_age(entries: Iterable[_Found | Unreadable]) -> tuple[list[_Found], list[Unreadable]]:
+    """What could be read, oldest first, and what could not."""
+    found: list[_Found] = []
+    unreadable = []
+    for entry in entries:
+        if isinstance(entry, Unreadable):
+            unreadable.append(entry)
+        else:
+            found.append(entry)
+    return sorted(found, key=lambda entry: (entry.started_at, entry.trial_id)), unreadable
 
 
 def lists_by_name(value: object) -> dict[str, list[str]]:

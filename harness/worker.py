@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from harness.errors import EXIT_INTERRUPTED, EXIT_USAGE
+from harness.factors import REPLICATES
 from harness.protocol import OUT_OF_MEMORY, PROGRESS_PREFIX, PROTOCOL, now
 from harness.record import MOST_REPLICATES, Measurement, Outcome, TrialRecord, to_json, trial_id
 from harness.store import write_atomically
@@ -191,20 +192,26 @@ def _decode_settings(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     results: list[dict[str, Any]] = []
     known: dict[str, dict[str, Any]] = {}
     for config in configs:
-        counts = {name: config.get(name) for name in ("seed", "repeat")}
+        counts = {name: config.get(name) for name in REPLICATES}
         if not all(type(count) is int and 0 <= count < MOST_REPLICATES for count in counts.values()):
             results.append(_decode_one(config))
             continue
-        setting = json.dumps({**config, "seed": 0, "repeat": 0}, sort_keys=True, default=repr)
-        if setting not in known:
-            known[setting] = _decode_one({**config, "seed": 0, "repeat": 0})
-        result = known[setting]
+        setting = _setting(config)
+        key = json.dumps(setting, sort_keys=True, default=repr)
+        if key not in known:
+            known[key] = _decode_one(setting)
+        result = known[key]
         if "spec" not in result:
             results.append({**result, "trial_id": trial_id(config)})
             continue
         spec = {**result["spec"], **counts}
         results.append({**result, "spec": spec, "trial_id": trial_id(spec)})
     return results
+
+
+def _setting(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The first replicate of a trial: it costs as much, and is valid, as all others are."""
+    return {**spec, **dict.fromkeys(REPLICATES, 0)}
 
 
 def _decode_one(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,8 +242,7 @@ def _add_forecasts(results: Sequence[dict[str, Any]], *, within_s: float) -> Non
     for result in results:
         if "spec" not in result or time.monotonic() > until:
             continue
-        # Neither a seed nor a repeat changes what a trial costs.
-        setting = {**result["spec"], "seed": 0, "repeat": 0}
+        setting = _setting(result["spec"])
         key = trial_id(setting)
         if key not in known:
             spec = codec.decode(setting)

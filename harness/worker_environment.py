@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
+from harness.environment import available_cpus
+
 if TYPE_CHECKING:
     from harness.spec import TrialSpec
 
@@ -39,7 +41,7 @@ def worker_environment(spec: TrialSpec) -> dict[str, Any]:
         "platform": platform.platform(),
         "allocator": _allocator_settings(),
         "thread_variables": _variables(_THREAD_VARIABLES),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": available_cpus(),
         "huge_pages": _chosen(_first_line(_HUGE_PAGES)),
         "governor": _first_line(_GOVERNOR),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.record import Outcome, Sample, TrialRecord
+from harness.record import Measurement, Outcome, Sample, TrialRecord
 from harness.store import Study
 
 CODE = "0123456789abcdef"
@@ -177,6 +177,22 @@ def layer(
 
 def _sample(metric: str, unit: str, value: float, *, phase: str | None = None) -> Sample:
     return Sample(metric=metric, unit=unit, values=(float(value),), phase=phase)
+
+
+def measured(measurement: Measurement) -> TrialRecord:
+    """The record of what a workload handed back, of no trial in particular."""
+    return TrialRecord(
+        trial_id="a",
+        experiment="mine",
+        cell={},
+        code="",
+        spec={},
+        outcome=measurement.outcome,
+        environment=measurement.environment,
+        samples=measurement.samples,
+        series=measurement.series,
+        theory=measurement.theory,
+    )
 
 
 def sweep(levels: Mapping[str, Sequence[Any]], **settings: Any) -> list[TrialRecord]:

@@ -6,9 +6,9 @@ import pytest
 
 from harness.forecast import forecast_of_steps
 from harness.metrics import columns
-from harness.record import TrialRecord
 from harness.spec import TrialSpec
 from reformer.cost import step_cost
+from tests.harness import factory
 from tests.harness.specs import trial_spec
 
 
@@ -45,18 +45,7 @@ def test_what_no_formula_knows_is_left_out() -> None:
 def test_a_measured_trial_has_residuals_near_nothing(residual: str) -> None:
     small = spec(model__residual=residual, train__steps=1)
     measurement = small.workload(small, progress=lambda message: None)
-    record = TrialRecord(
-        trial_id="a",
-        experiment="mine",
-        cell={},
-        code="",
-        spec={},
-        outcome=measurement.outcome,
-        environment={},
-        samples=measurement.samples,
-        theory=measurement.theory,
-    )
-    found = columns(record)
+    found = columns(factory.measured(measurement))
     assert found["flops_residual"] == pytest.approx(0, abs=1e-9)
     assert found["saved_bytes_residual"] == pytest.approx(0, abs=0.05)
     assert found["peak_alloc_bytes_residual"] == pytest.approx(0, abs=0.05)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from harness.metrics import columns
-from harness.record import Measurement, TrialRecord
+from harness.record import Measurement
 from reformer.cost import step_cost
+from tests.harness import factory
 from tests.harness.specs import trial_spec
 
 WORKLOAD = {"_target_": "harness.workloads.forward.Forward", "warmup_steps": 1, "timed_steps": 3}
@@ -18,17 +19,7 @@ def measured(**settings: object) -> Measurement:
 
 
 def found(measurement: Measurement) -> dict[str, float]:
-    record = TrialRecord(
-        trial_id="a",
-        experiment="mine",
-        cell={},
-        code="",
-        spec={},
-        outcome=measurement.outcome,
-        environment={},
-        samples=measurement.samples,
-    )
-    return columns(record)
+    return columns(factory.measured(measurement))
 
 
 def test_only_the_forward_pass_is_timed_and_nothing_is_kept() -> None:
