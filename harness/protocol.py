@@ -14,8 +14,11 @@ module is all they share besides the record.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 #: Raised whenever a message changes its meaning.
 PROTOCOL = 1
@@ -27,6 +30,23 @@ PROGRESS_PREFIX = "progress: "
 OUT_OF_MEMORY = re.compile(
     r"can(?:'|no)t allocate memory|not enough memory|out of memory|bad_alloc", re.IGNORECASE
 )
+
+
+def next_message(buffer: bytearray, read_more: Callable[[], bool]) -> dict[str, Any] | None:
+    """Take the next line out of what a pipe has brought; None if there is none and no more comes.
+
+    Args:
+        read_more: adds to the buffer; false if there is nothing to add.
+    """
+    # What has been searched is not searched again: the trials of a sweep are megabytes on one line.
+    searched = 0
+    while (end := buffer.find(b"\n", searched)) < 0:
+        searched = len(buffer)
+        if not read_more():
+            return None
+    message: dict[str, Any] = json.loads(buffer[:end])
+    del buffer[: end + 1]
+    return message
 
 
 def now() -> str:

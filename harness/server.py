@@ -26,7 +26,7 @@ from typing import Any, Self
 
 from harness.environment import code_fingerprint
 from harness.errors import HarnessError
-from harness.protocol import PROTOCOL
+from harness.protocol import PROTOCOL, next_message
 
 _MEMORY_SAMPLING_S = 0.2
 _CLOSING_S = 5.0
@@ -218,18 +218,19 @@ class ForkServer:
         assert self._process is not None
         assert self._process.stdout is not None
         pipe = self._process.stdout
-        # What has been searched is not searched again: the specs of a sweep are megabytes on one line.
-        searched = 0
-        while (end := self._buffer.find(b"\n", searched)) < 0:
-            searched = len(self._buffer)
+
+        def read_more() -> bool:
             if not select.select([pipe], [], [], timeout_s)[0]:
-                return {}
+                return False
             data = os.read(pipe.fileno(), 1 << 16)
             if not data:
                 raise self._gone()
             self._buffer += data
-        reply: dict[str, Any] = json.loads(self._buffer[:end])
-        del self._buffer[: end + 1]
+            return True
+
+        reply = next_message(self._buffer, read_more)
+        if reply is None:
+            return {}
         if "error" in reply:
             raise ServerError(f"the measuring process answered: {reply['error']}")
         return reply

@@ -33,7 +33,7 @@ from typing import Any, NoReturn, TextIO
 
 from harness.errors import EXIT_INTERRUPTED, EXIT_USAGE
 from harness.factors import REPLICATES
-from harness.protocol import OUT_OF_MEMORY, PROGRESS_PREFIX, PROTOCOL, now
+from harness.protocol import OUT_OF_MEMORY, PROGRESS_PREFIX, PROTOCOL, next_message, now
 from harness.record import MOST_REPLICATES, Measurement, Outcome, TrialRecord, to_json, trial_id
 from harness.store import write_atomically
 
@@ -159,15 +159,7 @@ class _Requests:
 
     def next(self) -> dict[str, Any] | None:
         """The next request, None once the pipe has ended."""
-        # What has been searched is not searched again: the cells of a sweep are megabytes on one line.
-        searched = 0
-        while (end := self._buffer.find(b"\n", searched)) < 0:
-            searched = len(self._buffer)
-            if not self.read_more():
-                return None
-        request: dict[str, Any] = json.loads(self._buffer[:end])
-        del self._buffer[: end + 1]
-        return request
+        return next_message(self._buffer, self.read_more)
 
     def read_more(self) -> bool:
         """Take what the pipe holds; False once it has ended."""
